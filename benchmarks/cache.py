@@ -86,9 +86,10 @@ def _recipe(side: int, batch: int) -> Recipe:
 
 def _dataset(folder: Path, images: int, side: int) -> DatasetFolder:
     """The synthetic data set, made and converted with the command-line programs."""
+    side_options = ("--side", side * 8 // 7, "--fit", "squash")
     for args in (
-        ("synth", folder / "images", "--classes", 16, "--images", images, "--val-images", 16, "--seed", 0),
-        ("convert", folder / "images", folder / "data", "--side", side * 8 // 7, "--fit", "squash", "--formats", "resident"),
+        ("synth", "--out", folder / "images", "--classes", 16, "--images", images, "--val-images", 16, "--seed", 0),
+        ("convert", folder / "images", "--out", folder / "data", *side_options, "--formats", "resident"),
     ):
         command = module_command("udkd.data_prep", args)
         subprocess.run(command, env=module_environment(), check=True, stdout=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""`python -m udkd.data_prep` and the `udkd-prep` command. Ctrl-C is handled before any slow import."""
+"""`python -m udkd.data_prep` and `udkd-prep`: the commands of `udkd data`. Ctrl-C is handled before any slow import."""
 
 from udkd.utils.signals import exit_at_once, signal_handler
 

@@ -1,4 +1,4 @@
-"""`udkd.convert`: the command `udkd-prep convert` as a function, also for datasets of PyTorch."""
+"""`udkd.convert`: the command `udkd data convert` as a function, also for datasets of PyTorch."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -48,7 +48,7 @@ def convert(
     overwrite: bool = False,
     observer: Observer = SILENT,
 ) -> Dataset:
-    """Convert images into the dataset folder `out`, as `udkd-prep convert` does, and open it. Options: see its `--help`.
+    """Convert images into the dataset folder `out`, as `udkd data convert` does, and open it. Options: see its `--help`.
 
     source: a path or an address (`https://…`, `s3://…`), several that form one dataset, a map-style torch Dataset of
     (image, label) without random transforms, ToTensor or Normalize, or a Dataset or DatasetDict of Hugging Face's `datasets`,

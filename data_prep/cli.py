@@ -1,26 +1,22 @@
-"""The commands of `udkd data`, which `udkd-prep` runs, too."""
+"""The commands of `udkd data`; `udkd-prep`, their earlier name, runs them, too."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from udkd.utils.errors import UserError
+from udkd.utils.commands import Commands
+from udkd.utils.errors import ConfigError, UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.operating_system import available_cores
-from udkd.utils.output import err, out, run
+from udkd.utils.output import out, print_error, print_json, run
 from udkd.utils.terminal import observed
 
-app = typer.Typer(
-    help="Prepare images once, for udkd to train on.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    rich_markup_mode=None,  # so that errors, and brackets in help texts, are shown verbatim
-)
-FolderArgument = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)]
+app = Commands(help="Convert images to a dataset folder; inspect and verify it.")
+FolderArgument = Annotated[Path, typer.Argument(metavar="DATA", help="A dataset folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 WorkersOption = Annotated[
-    int, typer.Option(help="Worker processes; 0 for one per core. The result does not depend on it.", min=0)
+    int, typer.Option(metavar="N", help="Worker processes; 0 for one per core. The result does not depend on it.", min=0)
 ]
 MAX_LISTED_PROBLEMS = 10
 # Written out, as the modules that define them take half a second to import; a test compares.
@@ -29,12 +25,12 @@ FORMAT_NAMES = "`resident` (canvas.npy), `ffcv` (samples.beton), `dali` (samples
 PIXEL_LIMIT = 100_000_000
 
 
-@app.command()
+@app.command("convert", example="udkd data convert photos --out data --hold-out 10")
 def convert(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE…",
             help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
             "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); Hugging Face's "
             "parquet and arrow files; WebDatasets; .beton files. Compressed tars (gz, bz2, xz, zst); tars and parquet files at "
@@ -42,20 +38,26 @@ def convert(
             show_default=False,
         ),
     ],
-    folder: Annotated[Path, typer.Argument(help="The dataset folder to write.", show_default=False)],
-    side: Annotated[int, typer.Option(help="Canvas side S in pixels: stored images fit in S x S.")] = 512,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DATA", help="The dataset folder to write. Default: the last argument, as with cp."),
+    ] = None,
+    side: Annotated[int, typer.Option(metavar="S", help="Canvas side S in pixels: stored images fit in S x S.")] = 512,
     fit: Annotated[
         Literal["pad", "squash"],
         typer.Option(
             help="pad: images up to S keep their bytes, larger ones are scaled down; squash: all images are resampled to S x S."
         ),
     ] = "pad",
-    layout: Annotated[str, typer.Option(help=f"Layout of the sources: `auto` to detect it, or {LAYOUTS}.")] = "auto",
+    layout: Annotated[
+        str, typer.Option(metavar="LAYOUT", help=f"Layout of the sources: `auto` to detect it, or {LAYOUTS}.")
+    ] = "auto",
     image_field: Annotated[
         str | None,
         typer.Option(
             "--image-field",
             "--image-column",
+            metavar="NAME",
             help="If samples have several images: the column, the WebDataset's file extension or the .beton's field.",
         ),
     ] = None,
@@ -64,6 +66,7 @@ def convert(
         typer.Option(
             "--label-field",
             "--label-column",
+            metavar="NAME",
             help="If samples have several labels: the column, the .beton's field, the WebDataset's file extension or "
             "the key in its .json.",
         ),
@@ -77,11 +80,16 @@ def convert(
         ),
     ] = None,
     classes: Annotated[
-        str, typer.Option(help="`imagenet100`, a file with one class per line (a folder, a wnid or ImageNet's name), or `all`.")
+        str,
+        typer.Option(
+            metavar="CLASSES",
+            help="`imagenet100`, a file with one class per line (a folder, a wnid or ImageNet's name), or `all`.",
+        ),
     ] = "all",
     class_names: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="A file with the classes' names or wnids: one per line, line i for label i; lines of wnid and name; or JSON, "
             "a list by label or an object by label or class folder.",
             show_default=False,
@@ -90,8 +98,9 @@ def convert(
     formats: Annotated[
         str,
         typer.Option(
+            metavar="FORMATS",
             help=f"Comma-separated formats to derive from the tar shards: {FORMAT_NAMES}; or `none`, or `auto` (resident, "
-            "except for padded canvases over 256 px). `derive` can add more at any time."
+            "except for padded canvases over 256 px). `derive` can add more at any time.",
         ),
     ] = "auto",
     on_bad: Annotated[
@@ -106,7 +115,7 @@ def convert(
         typer.Option(help="EXIF orientation tag: ignored, as usual for ImageNet, or applied to the pixels."),
     ] = "ignore",
     max_pixels: Annotated[
-        int, typer.Option(help="Images with more pixels are treated as bad and are not decoded.")
+        int, typer.Option(metavar="N", help="Images with more pixels are treated as bad and are not decoded.")
     ] = PIXEL_LIMIT,
     hold_out: Annotated[
         float | None,
@@ -119,19 +128,24 @@ def convert(
     val: Annotated[
         Literal["val", "test"], typer.Option(help="Split of the source to validate on: `test` for sources without val/.")
     ] = "val",
-    quality: Annotated[int, typer.Option(help="JPEG quality of images that must be encoded.")] = 95,
+    quality: Annotated[int, typer.Option(metavar="Q", help="JPEG quality of images that must be encoded.")] = 95,
     subsampling: Annotated[
         Literal["4:4:4", "4:2:0"], typer.Option(help="Chroma subsampling of images that must be encoded.")
     ] = "4:4:4",
     workers: WorkersOption = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in FOLDER.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset in DATA.")] = False,
 ) -> None:
-    """Convert images into a dataset folder. Every image is checked.
+    """Convert images to a dataset folder; every image is checked.
 
-    After an interruption, the same command resumes. FOLDER/report.json lists what was fixed and which images cannot be used.
+    After an interruption, the same command resumes. DATA/report.json lists what was fixed and which images cannot be used.
     """
     from udkd.data_prep.api import convert as convert_sources
 
+    if folder is None:  # like cp
+        *sources, last = sources
+        folder = Path(last)
+    if not sources:
+        raise ConfigError(f"found one folder, {folder}; expected images and a folder to write; add --out DATA")
     with observed(summaries=True) as observer:
         convert_sources(
             sources,
@@ -159,13 +173,18 @@ def convert(
     _print_info(folder)
 
 
-@app.command()
+@app.command("derive", example="udkd data derive data --formats resident,dali")
 def derive(
     folder: FolderArgument,
-    formats: Annotated[str, typer.Option(help=f"Comma-separated formats to write again: {FORMAT_NAMES}.")] = "resident",
+    formats: Annotated[
+        str, typer.Option(metavar="FORMATS", help=f"Comma-separated formats to write again: {FORMAT_NAMES}.")
+    ] = "resident",
     workers: WorkersOption = 0,
 ) -> None:
-    """Write derived formats from the shards of a finished dataset folder. The source is not needed."""
+    """Write further formats of a dataset folder, from its shards.
+
+    The source is not needed.
+    """
     from udkd.data.dataset import DatasetFolder
     from udkd.data_prep.formats import DatasetSize, default_formats, derive_formats, parse_formats, size_texts
 
@@ -178,50 +197,64 @@ def derive(
         derive_formats(dataset, names, workers=workers or available_cores(), observer=observer)
 
 
-@app.command()
-def info(folder: FolderArgument) -> None:
-    """Show the contents of a dataset folder: counts, sizes, formats, fixed and excluded images."""
-    _print_info(folder)
+@app.command("info", example="udkd data info data")
+def info(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Show what a dataset folder holds: images, sizes, formats, fixes."""
+    from udkd.data_prep.info import describe
+
+    if as_json:
+        print_json(describe(folder))
+    else:
+        _print_info(folder)
 
 
-@app.command()
-def verify(folder: FolderArgument) -> None:
-    """Check every byte of a dataset folder against its checksums. Exit code 1 if anything differs."""
+@app.command("verify", example="udkd data verify data")
+def verify(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Check every byte of a dataset folder against its checksums.
+
+    The exit code is 1 if anything differs.
+    """
     from udkd.data_prep.verify import verify as verify_folder
 
     with observed(summaries=True) as observer:
         problems = verify_folder(folder, observer)
+    if as_json:
+        print_json({"data": str(folder), "intact": not problems, "problems": problems})
     for line in problems[:MAX_LISTED_PROBLEMS]:
-        err.print(line)
+        print_error(line)
     if problems:
         raise UserError(f"{folder}: {len(problems):,} problems found; expected none; convert again or restore the folder")
-    _print(f"{folder}: intact")
+    if not as_json:
+        _print(f"{folder}: intact")
 
 
-@app.command()
+@app.command("sheet", example="udkd data sheet data --out sheet.png", old_order=("", "--out"))
 def sheet(
     folder: FolderArgument,
-    out: Annotated[Path, typer.Argument(help="The PNG file to write.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The PNG file to write.")],
     split: Annotated[Literal["train", "val"], typer.Option(help="Split to draw images from.")] = "train",
-    images: Annotated[int, typer.Option(help="Number of images, spread evenly over the classes.")] = 48,
+    images: Annotated[int, typer.Option(metavar="N", help="Number of images, spread evenly over the classes.")] = 48,
 ) -> None:
-    """Write a contact sheet: stored images with their classes and fixes."""
+    """Write a picture of many images with their classes and fixes."""
     from udkd.data_prep.contact_sheet import write_contact_sheet
 
     count = write_contact_sheet(folder, out, split=split, images=images)
     _print(f"{out}: {count} images")
 
 
-@app.command()
+@app.command("synth", example="udkd data synth --out images", old_order=("--out",))
 def synth(
-    folder: Annotated[Path, typer.Argument(help="The ImageFolder tree to write.", show_default=False)],
-    classes: Annotated[int, typer.Option(help="Number of classes, in easily confused pairs.", min=2)] = 10,
-    images: Annotated[int, typer.Option(help="Total number of training images.", min=1)] = 1600,
-    val_images: Annotated[int, typer.Option(help="Total number of validation images.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same files.", min=0)] = 0,
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The ImageFolder tree to write.")],
+    classes: Annotated[int, typer.Option(metavar="N", help="Number of classes, in easily confused pairs.", min=2)] = 10,
+    images: Annotated[int, typer.Option(metavar="N", help="Total number of training images.", min=1)] = 1600,
+    val_images: Annotated[int, typer.Option(metavar="N", help="Total number of validation images.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="The same seed gives the same files.", min=0)] = 0,
     workers: WorkersOption = 0,
 ) -> None:
-    """Write the synthetic dataset: class-structured JPEGs of varying size, as an ImageFolder tree."""
+    """Write synthetic images: JPEGs of several classes and sizes.
+
+    They form an ImageFolder tree, FOLDER/train/CLASS/NAME and FOLDER/val/CLASS/NAME.
+    """
     from udkd.data_prep.synth import synth as write_tree
 
     with observed(summaries=True) as observer:
@@ -248,11 +281,11 @@ def _print_info(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0, 1 for a user error, 2 for a usage error, 128 + n for signal n."""
+    """Run `udkd-prep`. Exit codes: see `udkd --help`."""
     from udkd.utils.stdio import install_safe_streams
 
     install_safe_streams()
-    run(app)
+    run(lambda: app(prog_name="udkd-prep"))
 
 
 if __name__ == "__main__":

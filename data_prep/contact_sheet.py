@@ -1,4 +1,4 @@
-"""`udkd-prep sheet`: a contact sheet of the images in a dataset folder."""
+"""`udkd data sheet`: a contact sheet of the images in a dataset folder."""
 
 import io
 import math

@@ -34,7 +34,7 @@ TRANSPOSES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSettings:
-    """How images become stored JPEGs. side: S, pixels. fit, quality, subsampling: see `udkd-prep convert --help`.
+    """How images become stored JPEGs. side: S, pixels. fit, quality, subsampling: see `udkd data convert --help`.
 
     exif: whether the orientation tag is ignored, as usual for ImageNet, or applied. pixel_limit: larger images are rejected
     without decoding. repair: see udkd.data_prep.jpeg.repair. unchecked: keep JPEGs that fit without decoding them; only used to

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -77,16 +78,14 @@ def fixed_counts(columns: Columns) -> dict[str, int]:
     return dict(sorted(Counter(notes).items()))
 
 
-def skipped_lines(folder: Path) -> Iterator[str]:
-    """Lines about the skipped files in a report: the total, then one per reason. Empty if there is no report."""
+def skipped_files(folder: Path) -> list[dict[str, Any]]:
+    """The skipped files in a report, by reason, the most frequent first: reason, files, first. Empty if there is no report."""
     try:
         reasons = _SkippedFiles.model_validate(parse_json(read_regular(folder / FILE_NAME))).passed_over
     except (OSError, ValueError):
-        return
-    if reasons:
-        yield f"{sum(each.files for each in reasons.values()):,} files skipped:"
-    for reason, each in sorted(reasons.items(), key=lambda item: -item[1].files):
-        yield f"  {each.files:,} {reason}, such as {each.first}"
+        return []
+    ordered = sorted(reasons.items(), key=lambda item: -item[1].files)
+    return [{"reason": reason, "files": each.files, "first": each.first} for reason, each in ordered]
 
 
 def report_problems(dataset: DatasetFolder) -> Iterator[str]:

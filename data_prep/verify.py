@@ -1,4 +1,4 @@
-"""`udkd-prep verify`: checks every byte of a dataset folder against its checksums."""
+"""`udkd data verify`: checks every byte of a dataset folder against its checksums."""
 
 import contextlib
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def _header_problems(dataset: DatasetFolder) -> Iterator[str]:
     path = dataset.path / HEADER_NAME
     header = read_header(dataset.path)
     if path.read_bytes() != json_bytes(header.model_dump(mode="json")):
-        yield f"{path} was changed after udkd-prep wrote it; expected the original bytes; restore it"
+        yield f"{path} was changed after udkd data convert wrote it; expected the original bytes; restore it"
     for name, part in header.splits.items():
         excluded = int(dataset.splits[name].excluded.sum())
         if part.excluded != excluded:
@@ -56,7 +56,7 @@ def _orphans(split: Split, name: str) -> Iterator[str]:
     for path in sorted(path for pattern in DERIVED[name].data for path in split.path.glob(pattern)):
         yield (
             f"{path} has no {DERIVED[name].description} beside it; expected both or none; "
-            f"write the format again with udkd-prep derive --formats {name}"
+            f"write the format again with udkd data derive --formats {name}"
         )
 
 
@@ -65,7 +65,7 @@ def _unfinished(split: Split, name: str) -> Iterator[str]:
     for path in unfinished_files(split.path, name):
         yield (
             f"{path} is an incomplete file of a killed derive; expected none; "
-            f"write the format again with udkd-prep derive --formats {name}, or remove it"
+            f"write the format again with udkd data derive --formats {name}, or remove it"
         )
 
 
@@ -108,10 +108,10 @@ def _check_shard(split: Split, number: int, ids: np.ndarray, file: BinaryIO, obs
         return
     index = packer.finish().encode()
     if not comparison.equal or file.read(1):
-        yield f"{path} holds all samples, but unexpected bytes between them; expected what udkd-prep wrote; restore it"
+        yield f"{path} holds all samples, but unexpected bytes between them; expected what udkd data convert wrote; restore it"
     index_path = path.with_suffix(".idx")
     if not index_path.is_file() or index_path.stat().st_size != len(index) or index_path.read_bytes() != index:
-        yield f"{index_path} does not match its shard; expected what udkd-prep wrote; restore it or convert again"
+        yield f"{index_path} does not match its shard; expected what udkd data convert wrote; restore it or convert again"
 
 
 class _ByteComparison:

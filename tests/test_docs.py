@@ -19,8 +19,8 @@ import yaml
 
 import benchmarks.__main__
 import udkd.cli.app
-import udkd.data_prep.cli
 from docs import hooks
+from tests.cli.examples import parsed
 from tests.factories import unregister_method
 from udkd.config.keys import nested_section
 from udkd.config.loading import load_recipe
@@ -82,14 +82,13 @@ def _pages(entry: Any) -> list[str]:
     return [page for inner in (entry.values() if isinstance(entry, dict) else entry) for page in _pages(inner)]
 
 
-@pytest.mark.parametrize("line", commands("udkd ", "udkd-prep "))
+def test_there_is_one_command() -> None:
+    assert not commands("udkd-prep "), "its old name"
+
+
+@pytest.mark.parametrize("line", commands("udkd "))
 def test_commands_options_and_settings_exist(line: str) -> None:
-    program, *args = shlex.split(line, comments=True)
-    command: Any = typer.main.get_command({"udkd": udkd.cli.app.app, "udkd-prep": udkd.data_prep.cli.app}[program])
-    while hasattr(command, "commands"):
-        assert args[0] in command.commands, line
-        command, args = command.commands[args[0]], args[1:]
-    values = command.make_context(command.name, args).params
+    values = parsed(line)
     if isinstance(values.get("recipe"), str):
         load_recipe(values["recipe"], values.get("overrides") or [])
 

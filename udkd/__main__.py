@@ -1,5 +1,7 @@
 """`python -m udkd` and the `udkd` command. Ctrl-C and the end of torchrun are handled before the slow imports."""
 
+import os
+
 from udkd.utils.launcher import exit_with_launcher, is_torchrun_worker
 from udkd.utils.signals import exit_at_once, signal_handler
 
@@ -11,7 +13,8 @@ def main() -> None:
     with signal_handler(exit_at_once):
         from udkd.utils.stdio import install_safe_streams
 
-        install_safe_streams()
+        if "_UDKD_COMPLETE" not in os.environ:  # a shell asks for completions, and parses their tabs
+            install_safe_streams()
         from udkd.cli.app import main as run  # takes seconds: torch
 
         run()

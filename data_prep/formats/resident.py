@@ -101,7 +101,7 @@ def problems(split: Split) -> Iterator[str]:
         if count == MAX_LISTED_ROWS:
             yield f"{split.path / 'canvas.npy'}: and more rows"
             return
-        yield f"{split.describe(n)}: its row of canvas.npy does not match its checksum; expected it to; run udkd-prep derive"
+        yield f"{split.describe(n)}: its row of canvas.npy does not match its checksum; expected it to; run udkd data derive"
 
 
 WRITER = FormatWriter(

@@ -135,7 +135,7 @@ def code_of(*arguments: object) -> int:
 
     threads = torch.get_num_threads()
     try:
-        terminal.run(lambda: app([str(argument) for argument in arguments]))  # type: ignore[arg-type]
+        terminal.run(lambda: app([str(argument) for argument in arguments], prog_name="udkd"))  # type: ignore[arg-type]
     except SystemExit as end:
         return int(end.code or 0)
     finally:

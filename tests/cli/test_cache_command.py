@@ -23,7 +23,7 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.predict import predict_blocks
 from udkd.utils.errors import CacheError, ConfigError, MismatchError
 
-SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
+SETTINGS = ["--device", "cpu", "--backend", "folder"]
 SETTINGS += set_options(
     "views.size_px=32",
     "views.resize_px=36",
@@ -39,13 +39,14 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
 
 def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
-    code, out, err = call(capsys, "build", data, teacher, cache, "--views", 2, *SETTINGS)
+    build = ("build", "smoke", "--data", data, "--teacher", teacher, "--out", cache)
+    code, out, err = call(capsys, *build, "--views", 2, *SETTINGS)
     assert code == 0, err
     assert "mean weight" in out
     assert "mean entropy" in out
     assert "top-1" in out
     assert "predicted 130 images" in err
-    code, _, err = call(capsys, "build", data, teacher, cache, "--views", 1, *SETTINGS)
+    code, _, err = call(capsys, *build, "--views", 1, *SETTINGS)
     assert (code, "nothing to do" in err) == (0, True)
 
     code, out, err = call(capsys, "info", cache, "--data", data, "--picture", tmp_path / "pictures" / "weights.png")
@@ -56,7 +57,7 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert image.width > 500
     assert call(capsys, "verify", cache)[:2] == (0, "2 views, 0.0 MB: all checksums match\n")
 
-    code, _, err = call(capsys, "build", data, teacher, cache, "--views", "eval", *SETTINGS)
+    code, _, err = call(capsys, *build, "--views", "eval", *SETTINGS)
     assert code == 1
     assert err.splitlines()[-1].startswith("error: the cache in")
     assert "policy: stored 'views', wanted 'canonical'" in err
@@ -73,7 +74,8 @@ def test_build_info_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_verify_recomputes_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, teacher, cache = make_dataset(tmp_path / "data").path, make_teacher(tmp_path / "teacher").path, tmp_path / "cache"
-    assert call(capsys, "build", data, teacher, cache, "--views", 2, "--top-k", 3, *SETTINGS)[0] == 0
+    build = ("build", "smoke", "--data", data, "--teacher", teacher, "--out", cache)
+    assert call(capsys, *build, "--views", 2, "--top-k", 3, *SETTINGS)[0] == 0
     again = ("verify", cache, "--data", data, "--teacher", teacher, "--device", "cpu", "--backend", "folder")
     code, out, err = call(capsys, *again, "--recompute", "20%")
     assert code == 0, err
@@ -146,7 +148,8 @@ def test_verify_of_low_precision_prints_the_bound_that_it_measured(
     """All pairs are recomputed: the printed error is that of this teacher in `precision`, computed without the verifier."""
     dataset, teacher, cache = make_dataset(tmp_path / "data"), make_teacher(tmp_path / "teacher"), tmp_path / "cache"
     settings = [*SETTINGS, "--set", f"teacher.precision={precision}"]
-    assert call(capsys, "build", dataset.path, teacher.path, cache, *settings)[0] == 0
+    build = ("build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out", cache)
+    assert call(capsys, *build, *settings)[0] == 0
     again = ("verify", cache, "--data", dataset.path, "--teacher", teacher.path, "--device", "cpu", "--recompute", "100%")
     code, out, err = call(capsys, *again)
     assert code == 0, err
@@ -209,13 +212,16 @@ def rewrite(path: Path, rows: dict[str, np.ndarray]) -> None:
     path.write_bytes(content)
 
 
+NOWHERE = ("build", "--data", "nowhere", "--teacher", "nowhere", "--out", "cache")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (("info", "nowhere"), "no such folder"),
         (("verify", "."), "no view"),
-        (("build", "nowhere", "nowhere", "cache", "--views", "0"), "--views '0'; expected eval or a number"),
-        (("build", "nowhere", "nowhere", "cache"), "nowhere is not a folder"),
+        ((*NOWHERE, "--views", "0"), "--views '0'; expected eval or a number"),
+        (NOWHERE, "nowhere is not a folder"),
     ],
 )
 def test_one_clear_line(

@@ -1,13 +1,17 @@
 """The command line: every mistake is one line, and nothing half-written looks complete."""
 
 import functools
+import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +34,7 @@ DATASET_IMAGES = {"per_class": 6, "val_per_class": 3}
 @pytest.fixture(scope="module")
 def cache(call: Call, tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder) -> Path:
     folder = tmp_path_factory.mktemp("cache") / "cache"
-    result = call("cache", "build", dataset.path, teacher.path, folder, "--recipe", "smoke", *SETTINGS)
+    result = call("cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out", folder, *SETTINGS)
     assert result.code == 0, result
     assert "mean weight" in result.out
     assert "teacher accuracy" in result.out
@@ -77,18 +81,22 @@ def test_wrong_names_and_values_are_one_line(
         refused(train(*data, "--device", "cuda"), "PyTorch sees 0 GPUs; expected one of those; use --device")
     refused(here("eval", tmp_path / "nowhere"), "nowhere is not a run")
     refused(here("report", tmp_path / "nowhere"), "nowhere is not a run")
-    refused(here("cache", "build", dataset.path, tmp_path / "empty", out, "--recipe", "smoke"), "empty is not a teacher")
-    refused(here("cache", "build", dataset.path, teacher.path, out, "--views", "many"), "--views 'many'; expected eval")
-    refused(here("teacher", "fit", tmp_path / "nowhere", out), "nowhere is not a folder")
-    refused(here("teacher", "fit", dataset.path, tmp_path / "file"), "file is a file; expected a new folder")
-    refused(here("teacher", "import", dataset.path, out, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
-    refused(here("teacher", "import", dataset.path, out, "--student", "a"), "--student a without --run")
-    refused(here("teacher", "import", dataset.path, out, "--run", tmp_path / "empty"), "empty is not a run")
+    refused(here("cache", "build", "smoke", *data, "--teacher", tmp_path / "empty", "--out", out), "empty is not a teacher")
     refused(
-        here("teacher", "import", dataset.path, out, "--run", out, "--weights", out),
+        here("cache", "build", *data, "--teacher", teacher.path, "--out", out, "--views", "many"),
+        "--views 'many'; expected eval",
+    )
+    refused(here("teacher", "fit", "--data", tmp_path / "nowhere", "--out", out), "nowhere is not a folder")
+    refused(here("teacher", "fit", *data, "--out", tmp_path / "file"), "file is a file; expected a new folder")
+    importing = ("teacher", "import", *data, "--out", out)
+    refused(here(*importing, "--weights", tmp_path / "nowhere"), "nowhere is not a file; expected ")
+    refused(here(*importing, "--student", "a"), "--student a without --run")
+    refused(here(*importing, "--run", tmp_path / "empty"), "empty is not a run")
+    refused(
+        here(*importing, "--run", out, "--weights", out),
         "--run and options of other weights are both given",
     )
-    refused(here("teacher", "fit", dataset.path, teacher.path), "already holds a teacher; expected a new folder")
+    refused(here("teacher", "fit", *data, "--out", teacher.path), "already holds a teacher; expected a new folder")
     assert not out.exists(), "nothing was started"
     assert call("train", "--help").code == 0
     assert call().code != 0
@@ -128,7 +136,7 @@ def test_mismatched_inputs_are_one_line(
     assert not out.exists(), "nothing was started"
     failed(train("--resume"), "out is not a run")
     assert not out.exists()
-    result = here("cache", "build", dataset.path, other_teacher, cache, "--recipe", "smoke", *SETTINGS)
+    result = here("cache", "build", "smoke", "--data", dataset.path, "--teacher", other_teacher, "--out", cache, *SETTINGS)
     failed(result, "teacher_sha256: stored")
     failed(here("eval", finished, "--teacher", other_teacher), "teacher_sha256")
     failed(here("report", finished, "--baseline", tmp_path / "nowhere"), "nowhere is not a run")
@@ -170,6 +178,77 @@ def test_evaluation_of_a_finished_run(
     assert "no clear difference" in (finished / "report" / "index.html").read_text()
 
 
+def test_json_is_one_document(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder,
+    cache: Path,
+    finished: Path,
+) -> None:
+    """Numbers are those of the files and of the readers; problems are in the document, and the exit codes stay."""
+
+    def document(*arguments: object, code: int = 0) -> dict[str, Any]:
+        result = inside(capsys, *arguments, "--json")
+        assert result.code == code, result
+        values: dict[str, Any] = json.loads(result.out)
+        return values
+
+    evaluation = document("eval", finished, "--teacher", teacher.path)
+    stored = json.loads((finished / "eval.json").read_text())
+    assert evaluation == {name: value for name, value in stored.items() if name != "checksum"}
+
+    info = document("cache", "info", cache, "--data", dataset.path)
+    entropy = np.concatenate([Cache.open(cache).view_file(0).uncertainties["entropy"]]).astype(np.float64)
+    assert info["mean_weight"] == pytest.approx(1 - entropy.mean() / math.log(4), abs=1e-6)
+    assert (info["num_targets"], sum(info["weights"]), len(info["weights"]), info["missing"]) == (24, 24, 20, [])
+    assert info["key"]["dataset_digest"] == dataset.digest
+    assert 0 <= info["top1"] <= 100
+
+    recompute = ("--recompute", 5, "--data", dataset.path, "--teacher")
+    verified = document("cache", "verify", cache, *recompute, teacher.path)
+    assert (verified["intact"], verified["problems"], verified["recomputed"]["pairs"]) == (True, [], 5)
+    assert verified["recomputed"]["probability"]["difference"] <= verified["recomputed"]["probability"]["bound"]
+    damaged = tmp_path / "cache"
+    shutil.copytree(cache, damaged)
+    flip_a_bit(damaged / "view-0000.udkd", -1)
+    verified = document("cache", "verify", damaged, code=1)
+    assert (verified["intact"], verified["problems"]) == (False, ["view 0: block 0 is damaged"])
+
+    assert document("run", "verify", finished) == {"run": str(finished), "intact": True, "problems": []}
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    flip_a_bit(run / "predictions.safetensors", -1)
+    verified = document("run", "verify", run, code=1)
+    assert (verified["intact"], len(verified["problems"])) == (False, 1)
+
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.png")
+    (tmp_path / "text.png").write_text("no image")
+    predicted = document("predict", finished, tmp_path / "image.png", tmp_path / "text.png", "--top", 4, code=1)
+    image, text = predicted["images"]
+    assert image["error"] is None
+    assert sum(each["percent"] for each in image["classes"]) == pytest.approx(100, abs=1e-3)
+    assert {each["wnid"] for each in image["classes"]} == {entry.wnid for entry in dataset.classes}
+    assert (text["classes"], "text.png" in text["error"]) == ([], True)
+
+    data = document("data", "info", dataset.path)
+    train = data["splits"]["train"]
+    assert (train["images"], train["images_per_class"], train["excluded"]) == (24, [6, 6, 6, 6], [])
+    assert train["bytes"] == int(dataset.train.size.sum())
+    assert document("data", "verify", dataset.path) == {"data": str(dataset.path), "intact": True, "problems": []}
+    shutil.copytree(dataset.path, tmp_path / "data")
+    flip_a_bit(tmp_path / "data" / "report.json", 30)
+    verified = document("data", "verify", tmp_path / "data", code=1)
+    assert (verified["intact"], len(verified["problems"])) == (False, 1)
+    refused(inside(capsys, "eval", tmp_path, "--json"), "is not a run")
+
+
+def flip_a_bit(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def test_an_allowed_mismatch_is_recorded(call: Call, tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     out = tmp_path / "run"
     arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, "--out", out, *SETTINGS, "--set", "train.epochs=1"]
@@ -182,7 +261,7 @@ def test_an_allowed_mismatch_is_recorded(call: Call, tmp_path: Path, dataset: Da
 
 def test_caches_of_augmented_views(call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder) -> None:
     cache, out = tmp_path / "cache", tmp_path / "run"
-    build_arguments = ["cache", "build", dataset.path, teacher.path, cache, "--recipe", "smoke", *SETTINGS]
+    build_arguments = ["cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out", cache, *SETTINGS]
     train_arguments = ["train", "smoke", "--data", dataset.path, "--cache", cache, *SETTINGS]
     assert call(*build_arguments, "--views", 1).code == 0
     failed(call(*train_arguments, "--set", "teacher.views=2", "--out", out), "view")
@@ -204,26 +283,26 @@ def test_fit_train_evaluate_and_import(call: Call, tmp_path: Path, dataset: Data
         "[[students]]\narchitecture='squeezenet1_1'\nlr=0.01\n[train]\nepochs=1\nbatch_size=8\nthreads=1\n[teacher]\nbatch_size=8\n"
     )
     teacher = tmp_path / "teacher"
-    fit = ("teacher", "fit", dataset.path, teacher, "--recipe", recipe, "--architecture", "squeezenet1_0")
+    fit = ("teacher", "fit", recipe, "--data", dataset.path, "--out", teacher, "--architecture", "squeezenet1_0")
     result = call(*fit)
     assert result.code == 0, result
-    assert "teacher squeezenet1_0, 4 classes: validation top-1" in result.err
+    assert "teacher squeezenet1_0, 4 classes: validation top-1" in result.out
     failed(call(*fit), "already holds a teacher")
     cache, out = tmp_path / "cache", tmp_path / "run"
-    assert call("cache", "build", dataset.path, teacher, cache, "--recipe", recipe).code == 0
+    assert call("cache", "build", recipe, "--data", dataset.path, "--teacher", teacher, "--out", cache).code == 0
     result = call("train", recipe, "--data", dataset.path, "--cache", cache, "--teacher", teacher, "--out", out)
     assert result.code == 0, result
     result = call("eval", out)
     assert result.code == 0, result
     assert "teacher squeezenet1_0" in result.out, "the run records its teacher"
     imported = tmp_path / "imported"
-    result = call("teacher", "import", dataset.path, imported, "--run", out, "--recipe", recipe)
+    result = call("teacher", "import", "--run", out, "--data", dataset.path, "--out", imported, "--recipe", recipe)
     assert result.code == 0, result
     assert TeacherFolder.open(imported).info.architecture == "squeezenet1_1"
     unfit = tmp_path / "w.safetensors"
     save_file(build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(), unfit)
     failed(
-        call("teacher", "import", dataset.path, tmp_path / "x", "--weights", unfit, "--recipe", recipe),
+        call("teacher", "import", "--data", dataset.path, "--out", tmp_path / "x", "--weights", unfit, "--recipe", recipe),
         "does not fit resnet50 (",
     )
 
@@ -248,7 +327,18 @@ def test_a_run_resumes_after_a_full_disk(
     assert call(*arguments, *(["--resume"] if started else [])).code == 0
     assert checkpoint_hash(out) == checkpoint_hash(finished)
     if limit_bytes < 10_000:
-        build_arguments = ["cache", "build", dataset.path, teacher.path, again, "--recipe", "smoke", *SETTINGS]
+        build_arguments = [
+            "cache",
+            "build",
+            "smoke",
+            "--data",
+            dataset.path,
+            "--teacher",
+            teacher.path,
+            "--out",
+            again,
+            *SETTINGS,
+        ]
         failed(call(*build_arguments, limit_bytes=limit_bytes), "free space and build again")
         assert call(*build_arguments).code == 0
         assert (again / "view-0000.udkd").read_bytes() == (cache / "view-0000.udkd").read_bytes()
@@ -282,10 +372,11 @@ def test_a_folder_that_cannot_be_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path
 ) -> None:
     (tmp_path / "file").write_text("keep me")
+    data = ("--data", dataset.path)
     for folder in (tmp_path / "file" / "run", tmp_path / "file", Path("/proc/nowhere/run"), tmp_path / ("x" * 300)):
-        train = ("train", "smoke", "--data", dataset.path, "--cache", cache, "--out", folder, *SETTINGS)
+        train = ("train", "smoke", *data, "--cache", cache, "--out", folder, *SETTINGS)
         failed(inside(capsys, *train), "check the path")
-        failed(inside(capsys, "cache", "build", dataset.path, teacher.path, folder, "--recipe", "smoke", *SETTINGS))
+        failed(inside(capsys, "cache", "build", "smoke", *data, "--teacher", teacher.path, "--out", folder, *SETTINGS))
     assert (tmp_path / "file").read_text() == "keep me"
 
 
@@ -368,13 +459,13 @@ def test_ctrl_c_while_modules_load(module: str, loaded: int) -> None:
 def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Many epochs of one step, so that the signal comes before the last."""
     dataset = make_dataset(tmp_path / "data", per_class=2, val_per_class=1)
-    arguments = ["teacher", "fit", dataset.path, tmp_path / "t", "--recipe", "smoke", *SETTINGS]
+    arguments = ["teacher", "fit", "smoke", "--data", dataset.path, "--out", tmp_path / "t", *SETTINGS]
     arguments += set_options("fit.architecture=squeezenet1_1", "fit.epochs=25", "fit.lr=0.01")
     stopped = signal_when(tmp_path / "t" / "run" / "checkpoints" / "last.json", start(*arguments), signal.SIGINT)
     assert stopped.code == 130, stopped
     assert "Traceback" not in stopped.err
     assert "continues" in stopped.last
-    build_arguments = ("cache", "build", dataset.path, tmp_path / "t", tmp_path / "c", "--recipe", "smoke")
+    build_arguments = ("cache", "build", "smoke", "--data", dataset.path, "--teacher", tmp_path / "t", "--out", tmp_path / "c")
     failed(inside(capsys, *build_arguments), "is not a teacher")
     failed(inside(capsys, *arguments), "already holds a run; expected a new folder; continue it with --resume")
     result = call(*arguments, "--resume")
@@ -387,7 +478,8 @@ def test_ctrl_c_while_a_teacher_is_fitted(call: Call, capsys: pytest.CaptureFixt
 def test_ctrl_c_while_a_cache_is_built(
     call: Call, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, kind: signal.Signals
 ) -> None:
-    arguments = ["cache", "build", dataset.path, teacher.path, tmp_path / "c", "--recipe", "smoke", *SETTINGS, "--views"]
+    arguments = ["cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, *SETTINGS]
+    arguments += ["--out", tmp_path / "c", "--views"]
     stopped = signal_when(tmp_path / "c" / "view-0001.udkd", start(*arguments, 400), kind)
     assert stopped.code == 128 + kind, stopped
     assert stopped.last == f"error: stopped by {kind.name}; finished work is kept, the same command resumes"
@@ -399,6 +491,6 @@ def test_ctrl_c_while_a_cache_is_built(
     assert call("cache", "verify", tmp_path / "c").code == 0
     assert len(Cache.open(tmp_path / "c").views) == have + 1
     fresh = tmp_path / "fresh"
-    assert call(*arguments[:4], fresh, *arguments[5:], have + 1).code == 0
+    assert call(*arguments[:-2], fresh, "--views", have + 1).code == 0
     for file in fresh.glob("view-*.udkd"):
         assert file.read_bytes() == (tmp_path / "c" / file.name).read_bytes(), file.name

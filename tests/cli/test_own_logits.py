@@ -33,8 +33,8 @@ def test_the_documented_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
         torch.save(torchvision.models.resnet18(num_classes=len(CLASSES)).state_dict(), "teacher.pth")
         code = block("python").replace("256", "36").replace("224", "32")  # pixels
         exec(compile(code, PAGE.name, "exec"), {})
-    convert, *commands, report = [shlex.split(line)[1:] for line in block("bash").splitlines()]
-    assert convert == ["convert", "images", "data"]  # as make_dataset did
+    convert, *commands, report = [shlex.split(line)[1:] for line in block("bash").replace("\\\n", " ").splitlines()]
+    assert convert == ["data", "convert", "images", "--out", "data"]  # as make_dataset did
     assert report == ["report", "run"]  # its figures take longer than all the rest: tests/report has a run like this one
     results: dict[str, Result] = {}
     for command in commands:
@@ -55,9 +55,9 @@ def test_the_documented_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert "libjpeg" not in info
     assert inside(capsys, "cache", "verify", "cache").code == 0
     refused(inside(capsys, "cache", "verify", "cache", "--recompute", "1%"), "was imported: udkd has no teacher to recompute")
-    exported = inside(capsys, "cache", "export", "cache", "out/logits.npy")
+    exported = inside(capsys, "cache", "export", "cache", "--out", "out/logits.npy")
     assert (exported.code, exported.err) == (0, "24 rows in out/logits.npy\n")
-    refused(inside(capsys, "cache", "export", "cache", "out/logits.npy"), "exists; expected a new file")
+    refused(inside(capsys, "cache", "export", "cache", "--out", "out/logits.npy"), "exists; expected a new file")
     given, stored = np.load("logits.npy"), np.load("out/logits.npy")
     np.testing.assert_array_equal(stored, (given - given.max(1, keepdims=True)).astype(np.float16))
 
@@ -67,7 +67,7 @@ def test_a_wrong_order_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[
     sure = 9 * np.eye(len(CLASSES), dtype=np.float32)[dataset.train.labels]
     for name, logits, top1, noticed in (("right", sure, "100.00", False), ("wrong", np.roll(sure, 1, axis=1), "0.00", True)):
         np.save(tmp_path / "logits.npy", logits)
-        arguments = ("cache", "import", dataset.path, tmp_path / "logits.npy", tmp_path / name, "--top-k", 2)
+        arguments = ("cache", "import", tmp_path / "logits.npy", "--data", dataset.path, "--out", tmp_path / name, "--top-k", 2)
         code, out, err = inside(capsys, *arguments, "--logits-dtype", "float32")
         assert code == 0, err
         assert "the 4 columns are taken in this data's order, ant, bee, cat, …" in err
@@ -78,6 +78,6 @@ def test_a_wrong_order_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (code, "nothing to do: the cache is complete" in err) == (0, True)
     probabilities = np.full((24, 4), 0.25)
     np.save(tmp_path / "p.npy", probabilities)
-    more = ("cache", "import", dataset.path, tmp_path / "p.npy", tmp_path / "p")
+    more = ("cache", "import", tmp_path / "p.npy", "--data", dataset.path, "--out", tmp_path / "p")
     refused(inside(capsys, *more, "--set", "nothing=1"), "nothing is not a key")
     assert inside(capsys, *more, "--probabilities").code == 0

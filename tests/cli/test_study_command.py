@@ -54,9 +54,11 @@ def test_killed_at_any_moment_the_same_command_resumes(
     assert "distilled, seed 1" in plan.out
     assert "in total" in plan.out
     assert not (tmp_path / "one").exists()
-    complete = run(*arguments, tmp_path / "one")
+    complete = run(*arguments, tmp_path / "one", "--json")
     assert complete.code == 0, complete
     assert "finished: 4 of 4 runs are done" in complete.last
+    assert json.loads(complete.out) == {"grid": json.loads((tmp_path / "one" / "grid" / "study.json").read_text())}
+    assert "top-1 %" in complete.err
     killed = start(*arguments, tmp_path / "two")
     wait_for_runs(tmp_path / "two", 2, killed)
     killed.send_signal(signal.SIGKILL)
@@ -67,9 +69,12 @@ def test_killed_at_any_moment_the_same_command_resumes(
     assert tables[0] == tables[1]
     rows = list(csv.DictReader(tables[0].decode().splitlines()))
     assert [row["n"] for row in rows] == ["2"] * len(rows)
-    done = run(*arguments, tmp_path / "two", "--dry-run")
+    done = run(*arguments, tmp_path / "two", "--dry-run", "--json")
     assert done.code == 0
-    assert "about nothing in total" in done.out
+    assert "about nothing in total" in done.err
+    document = json.loads(done.out)["grid"]
+    assert document["seconds"] == sum(item["seconds"] for item in document["work"]) == 0
+    assert all(item["done"] == item["total"] > 0 for item in document["work"])
     pair = [start(*arguments, tmp_path / "pair") for _ in range(2)]
     ended = [command.finish(120) for command in pair]
     assert [each.code for each in ended] == [0, 0], ended
@@ -88,9 +93,10 @@ def wait_for_runs(out: Path, count: int, command: Command) -> None:
 
 def test_max_minutes(tmp_path: Path, dataset: DatasetFolder, grid: Path) -> None:
     arguments = ["study", grid, "--data", dataset.path, "--out", tmp_path / "o", "--set", "fit.architecture='squeezenet1_1'"]
-    result = run(*arguments, "--max-minutes", 0.01, "--set", "fit.epochs=400")
+    result = run(*arguments, "--max-minutes", 0.01, "--set", "fit.epochs=400", "--json")
     assert result.code == 75, result
     assert "the same command resumes" in result.last
+    assert json.loads(result.out)["grid"]["progress"]["finished"] == 0
     assert json.loads((tmp_path / "o" / "grid" / "study.json").read_text())["progress"]["finished"] == 0
 
 
@@ -126,16 +132,17 @@ students = ["shufflenet_v2_x0_5"]
 def test_networks_are_measured_without_training(tmp_path: Path, dataset: DatasetFolder) -> None:
     (tmp_path / "networks.toml").write_text(NETWORKS)
     arguments = ["--recipe", "smoke", "--data", dataset.path, "--out", tmp_path]
-    result = run("study", tmp_path / "networks.toml", *arguments)
+    result = run("study", tmp_path / "networks.toml", *arguments, "--json")
     assert result.code == 0, result
     values = json.loads((tmp_path / "networks" / "study.json").read_text())
+    assert json.loads(result.out) == {"networks": values}
     # torchvision's published counts of parameters.
     counted = {network["architecture"]: network["parameters_1000"] for network in values["networks"]}
     assert counted == {"squeezenet1_0": 1_248_424, "shufflenet_v2_x0_5": 1_366_792}
     for network in values["networks"]:
         assert 4 * network["parameters"] < network["bytes"] < 4.2 * network["parameters"] + 100_000
         assert 0 < network["low_ms"] <= network["latency_ms"] <= network["high_ms"]
-    assert "0.91×" in result.out
+    assert "0.91×" in result.err
     page = (tmp_path / "networks" / "index.html").read_text()
     assert "1.2 M" in page
     assert not (tmp_path / "runs").exists()

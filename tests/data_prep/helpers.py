@@ -134,6 +134,6 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def run(*arguments: object, limit_bytes: int = 0, environment: Mapping[str, str] | None = None) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of `udkd-prep …`. limit_bytes: of a file, as on a full disk."""
+    """Exit code, stdout and stderr of `udkd data …`. limit_bytes: of a file, as on a full disk."""
     variables = {"PYTHONDONTWRITEBYTECODE": "1", **(environment or {})}  # the limit would truncate bytecode files
     return commands.run(*arguments, module="udkd.data_prep", limit_bytes=limit_bytes, variables=variables)

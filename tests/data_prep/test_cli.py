@@ -1,4 +1,4 @@
-"""The udkd-prep command: exit codes, one-line errors, signals."""
+"""The commands of udkd data: exit codes, one-line errors, signals."""
 
 import os
 import signal

@@ -35,7 +35,7 @@ def test_the_picture_holds_the_stored_images(tmp_path: Path) -> None:
         "train/n01443537/bad.JPEG": b"x",
     }
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", on_bad="skip")
-    code, out, err = run("sheet", folder.path, tmp_path / "s.png", "--images", 8)
+    code, out, err = run("sheet", folder.path, "--out", tmp_path / "s.png", "--images", 8)
     assert (code, out) == (0, f"{tmp_path / 's.png'}: 7 images\n"), err
     drawn = Image.open(tmp_path / "s.png")
     assert drawn.format == "PNG"

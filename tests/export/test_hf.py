@@ -127,9 +127,9 @@ def test_mirror_images_are_mentioned_and_left_out(tmp_path: Path, run: RunFolder
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, run: RunFolder) -> None:
     result = inside(capsys, "export", run.path, "--format", "hf", "--student", "a/b")
     assert result.code == 0, result
-    assert f"timm.create_model('local-dir:{run.path / 'hf' / 'a-b'}', pretrained=True)" in result.err
+    assert f"timm.create_model('local-dir:{run.path / 'hf' / 'a-b'}', pretrained=True)" in result.out
     assert sorted(path.name for path in (run.path / "hf" / "a-b").iterdir()) == ["config.json", "model.safetensors"]
-    assert inside(capsys, "export", run.path, tmp_path / "w", "--format", "safetensors").code == 0
+    assert inside(capsys, "export", run.path, "--out", tmp_path / "w", "--format", "safetensors").code == 0
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["a-b.safetensors", "squeezenet1_1.safetensors"]
     refused(inside(capsys, "export", run.path, "--format", "hf"), "students a/b, squeezenet1_1; expected one; name it")
     refused(inside(capsys, "export", run.path, "--format", "hf", "--int8"), "--int8 with --format hf; expected --format onnx")

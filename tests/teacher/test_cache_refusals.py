@@ -50,9 +50,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     dataset = make_dataset(folder / "data", per_class=2, val_per_class=1)
     make_dataset(folder / "other", per_class=2, val_per_class=2)
     make_dataset(folder / "more", per_class=3, val_per_class=1)
-    assert code_of("cache", "build", str(dataset.path), str(make_teacher(folder / "teacher", dataset).path),
-                  str(folder / "cache"), "--recipe", "smoke", "--device", "cpu",
-                  *set_options(*ONE_STEP)) == 0  # fmt: skip
+    teacher = make_teacher(folder / "teacher", dataset)
+    assert code_of("cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out", folder / "cache",
+                  "--device", "cpu", *set_options(*ONE_STEP)) == 0  # fmt: skip
     make_teacher(folder / "stranger", dataset, seed=1)
     same = make_teacher(folder / "again", dataset)
     write_small_teacher(folder / "reversed", same.weights(), same.info.architecture, same.info.classes[::-1])
@@ -178,9 +178,9 @@ def test_a_compiled_teacher_is_compiled_or_refused(tmp_path: Path, inputs: Input
     monkeypatch.setattr("udkd.teacher.frozen.compiled", noted)
     settings = (*ONE_STEP, "teacher.estimator=ensemble", "teacher.compile=true")
     args = set_options(*settings)
-    also = [arg for name in ("stranger", "again") for arg in ("--teacher", inputs.path(name))]
-    build = ["cache", "build", inputs.path("data/data"), inputs.path("teacher"), str(tmp_path / "cache")]
-    assert code_of(*build, *also, "--recipe", "smoke", "--device", "cpu", *args) == 0
+    teachers = [arg for name in ("teacher", "stranger", "again") for arg in ("--teacher", inputs.path(name))]
+    build = ["cache", "build", "smoke", "--data", inputs.path("data/data"), "--out", str(tmp_path / "cache")]
+    assert code_of(*build, *teachers, "--device", "cpu", *args) == 0
     key = Cache.open(tmp_path / "cache").key
     assert (seen, key.precision, key.num_members) == (["SqueezeNet"] * 3, "float32, compiled", 3)
     rules = load_recipe("smoke", settings)

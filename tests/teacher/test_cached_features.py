@@ -207,8 +207,8 @@ def test_verify_recomputes_features(tmp_path: Path, cache: Cache, dataset: Datas
 def test_on_the_command_line(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    build_args = ["cache", "build", dataset.path, teacher.path]
-    options = ["--recipe", "smoke", "--device", "cpu", *SETTINGS]
+    build_args = ["cache", "build", "smoke", "--data", dataset.path, "--teacher", teacher.path, "--out"]
+    options = ["--device", "cpu", *SETTINGS]
     result = inside(capsys, *build_args, tmp_path / "cache", "--features", *options)
     assert result.code == 0, result
     assert "512 float16 numbers a target" in result.out

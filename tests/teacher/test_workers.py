@@ -16,7 +16,7 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.workers import WorkerGroup, single_process_threads
 from udkd.utils.errors import CacheError, DataError
 
-SETTINGS = ["--recipe", "smoke", "--device", "cpu", "--backend", "folder"]
+SETTINGS = ["--device", "cpu", "--backend", "folder"]
 SETTINGS += commands.set_options(
     "views.size_px=32",
     "views.resize_px=36",
@@ -39,7 +39,8 @@ def complete(tmp_path_factory: pytest.TempPathFactory, cache_dataset: DatasetFol
 
 
 def build_args(dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> list[str]:
-    return ["cache", "build", str(dataset.path), str(teacher.path), str(cache), "--views", "2", *SETTINGS]
+    paths = ["--data", str(dataset.path), "--teacher", str(teacher.path), "--out", str(cache)]
+    return ["cache", "build", "smoke", *paths, "--views", "2", *SETTINGS]
 
 
 @pytest.mark.parametrize("size", [2, 12])

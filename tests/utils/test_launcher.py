@@ -33,7 +33,7 @@ def test_the_working_directory_provides_no_modules(tmp_path: Path) -> None:
     command = module_command("udkd.data_prep", ["synth", "--help"])
     done = subprocess.run(command, env=module_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "Write the synthetic dataset" in done.stdout
+    assert "Write synthetic images" in done.stdout
     named = {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=module_environment() | named, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 77, "PYTHONPATH is the user's choice"
@@ -107,7 +107,7 @@ def test_torchrun_killed_as_soon_as_its_processes_exist() -> None:
     """The real launcher and the real imports. Its store outlives it by some 30 ms, so that a process may find it still open,
     begin its imports and see only after them that the launcher is gone."""
     torchrun = ["--standalone", "--nproc-per-node", 2, "--no-python"]
-    program = [sys.executable, "-m", "udkd", "cache", "build", "data", "teacher", "cache"]
+    program = [sys.executable, "-m", "udkd", "cache", "build", "--data", "data", "--teacher", "teacher", "--out", "cache"]
     launcher = commands.start(*torchrun, *program, module="torch.distributed.run")
     watched, children = psutil.Process(launcher.pid), []
     while not launcher.ended() and len(children) < 2:

@@ -8,7 +8,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # Set before pydantic loads: it would read the metadata of every installed package, for plug-ins that udkd does not use.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
+import platform
+from typing import Annotated, Any
+
 import typer
+from rich.text import Text
 
 from udkd.cli.cache import cache_app
 from udkd.cli.eval import eval_command
@@ -23,29 +27,94 @@ from udkd.cli.teacher import teacher_app
 from udkd.cli.train import train_command
 from udkd.data_prep.cli import app as data_app
 from udkd.utils import terminal
+from udkd.utils.commands import Commands, Group
+from udkd.utils.output import err, out
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # plain errors, and help texts that keep their brackets
-    pretty_exceptions_enable=False,
+ORDER = ("quickstart", "data", "teacher", "recipe", "cache", "train", "eval", "report", "export", "predict", "study", "run")
+"""The commands in the order of the work; typer lists groups last."""
+
+START = """\
+udkd trains several small image classifiers at once from one large, cached teacher.
+
+  udkd quickstart                     all steps in a few minutes, on synthetic images
+  udkd quickstart --data FOLDER       the same on your own images
+  udkd --help                         all commands
+"""
+
+EXIT_CODES = """\b
+Exit codes:
+  0      done
+  1      an error that you can mend, as one line on standard error
+  2      the command line has an unknown option or lacks an argument
+  75     stopped by --max-minutes; the same command continues
+  128+n  stopped by signal n, such as 130 by Ctrl-C
+"""
+
+
+class _Root(Group):
+    """`udkd`: the order of its commands, and a start for those who do not know one yet."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            err.print(Text(START, end=""))
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+
+app = Commands(
+    cls=_Root,
     help="Train several small image classifiers at once from one large, cached teacher.",
+    epilog=EXIT_CODES,
+    add_completion=True,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(cache_app, name="cache")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(run_app, name="run")
-_TRAIN = "Example: udkd train imagenet100-paper --data data --cache cache --teacher teacher --out runs/first"
-app.command("train", epilog=_TRAIN)(train_command)
-app.command("eval", epilog="Example: udkd eval runs/first --teacher teacher")(eval_command)
-app.command("report", epilog="Example: udkd report runs/first --baseline runs/second")(report_command)
-app.command("export", epilog="Example: udkd export runs/first --student resnet18 --int8")(export_command)
-app.command("predict", epilog="Example: udkd predict runs/first cat.jpg dog.png")(predict_command)
-app.command("study", epilog="Example: udkd study table1 --data data --out studies --seeds 0,1,2")(study_command)
-app.command("quickstart", epilog="Example: udkd quickstart --out quickstart")(quickstart)
+app.command("train", example="udkd train imagenet100-paper --data data --cache cache --out run")(train_command)
+app.command("eval", example="udkd eval run --teacher teacher")(eval_command)
+app.command("report", example="udkd report run --baseline other-run")(report_command)
+app.command("export", example="udkd export run --student resnet18 --int8", old_order=("", "--out"))(export_command)
+app.command("predict", example="udkd predict run cat.jpg dog.png")(predict_command)
+app.command("study", example="udkd study table1 --data data --out studies --seeds 0,1,2")(study_command)
+app.command("quickstart", example="udkd quickstart --data photos --out my-photos")(quickstart)
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        out.print(", ".join(f"{name} {version}" for name, version in _versions().items()))
+        raise typer.Exit
+
+
+def _versions() -> dict[str, str]:
+    """Of udkd, Python and torch, without importing torch."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"udkd": "", "Python": platform.python_version(), "torch": ""}
+    for name in ("udkd", "torch"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "(not installed)"
+    return versions
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_versions, is_eager=True, help="Print the versions of udkd, Python and torch."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
     """Run the command line; udkd/__main__.py is the entry point."""
-    terminal.run(app)
+    terminal.run(lambda: app(prog_name="udkd"))

@@ -1,17 +1,20 @@
 """udkd cache build, import, export, info, verify."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import DatasetArgument
+from udkd.cli.arguments import BackendOption, DatasetOption, JsonOption, RecipeArgument, RecipeOption, SetOption
+from udkd.utils.commands import Commands
 from udkd.utils.errors import CacheError, ConfigError, UserError
 from udkd.utils.files import atomic_write
+from udkd.utils.output import json_result, print_error, print_json, print_warning
 from udkd.utils.printable import printable
 from udkd.utils.progress import SILENT
-from udkd.utils.terminal import BackendOption, DeviceOption, RecipeOption, SetOption, err, observed, out
+from udkd.utils.terminal import DeviceOption, err, observed, out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +27,13 @@ HISTOGRAM_BINS = 20
 BAR_CHARACTERS = 48
 _MAX_LISTED = 20  # missing views that are listed one by one
 
-cache_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Build, import, export, inspect and verify caches of teacher logits."
-)
+cache_app = Commands(help="Build, inspect, verify, import, export caches of logits.")
 
 CacheArgument = Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder.")]
-DtypeOption = Annotated[str | None, typer.Option(help="float16 or float32. Short for teacher.logits_dtype.")]
+CachedDataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="DATA", help="Dataset folder of the cache: adds the teacher's accuracy.")
+]
+DtypeOption = Annotated[str | None, typer.Option(metavar="DTYPE", help="float16 or float32. Short for teacher.logits_dtype.")]
 TopKOption = Annotated[
     int | None,
     typer.Option(
@@ -40,15 +44,26 @@ TopKOption = Annotated[
 ]
 
 
-@cache_app.command("build", epilog="Example: udkd cache build data teacher cache --recipe imagenet100-paper --views 10")
+@cache_app.command(
+    "build",
+    example="udkd cache build imagenet100-paper --data data --teacher teacher --out cache",
+    old_order=("--data", "--teacher", "--out"),
+    old_first=("--recipe",),
+)
 def build(
-    data: DatasetArgument,
-    teacher: Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder, written by udkd teacher fit or import.")],
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder to create, to resume, or to add views to.")],
-    more_teachers: Annotated[
-        list[Path] | None,
-        typer.Option("--teacher", metavar="TEACHER", help="Another teacher of an ensemble. May be repeated."),
-    ] = None,
+    data: DatasetOption,
+    teachers: Annotated[
+        list[Path],
+        typer.Option(
+            "--teacher",
+            metavar="TEACHER",
+            help="Teacher folder, written by udkd teacher fit or import. Repeat it for an ensemble.",
+        ),
+    ],
+    cache: Annotated[
+        Path, typer.Option("--out", metavar="CACHE", help="Cache folder to create, to resume, or to add views to.")
+    ],
+    recipe: RecipeArgument = "imagenet100-paper",
     views: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +71,6 @@ def build(
             help="eval: one evaluation view per sample; K: the first K augmented views. Shorthand for teacher.views.",
         ),
     ] = None,
-    recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
     logits_dtype: DtypeOption = None,
     top_k: TopKOption = None,
@@ -66,7 +80,7 @@ def build(
     backend: BackendOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run the teacher once over every training sample and store its logits.
+    """Run a teacher once over every training sample; store its logits.
 
     Use the recipe that you will train with: it defines the views and the teacher's batch size, precision and estimator.
     The same command resumes after an interruption; a larger --views adds views and leaves existing ones untouched. Several
@@ -89,13 +103,13 @@ def build(
         from udkd.utils.environment import choose_device
 
         dataset = DatasetFolder.open(data)
-        teachers = [TeacherFolder.open(path) for path in (teacher, *(more_teachers or ()))]
+        opened = [TeacherFolder.open(path) for path in teachers]
         with observed() as observer:
             built = build_cache(
                 cache,
                 dataset=dataset,
-                teacher=teachers[0],
-                other_teachers=teachers[1:],
+                teacher=opened[0],
+                other_teachers=opened[1:],
                 recipe=loaded,
                 device=group.device(choose_device(device)),
                 features=features,
@@ -122,9 +136,8 @@ def _storage(logits_dtype: str | None, top_k: int | None) -> list[str]:
     return settings + ([f"teacher.top_k={top_k}"] if top_k is not None else [])
 
 
-@cache_app.command("import", epilog="Example: udkd cache import data logits.npy cache --teacher-name CLIP-ViT-L-14")
+@cache_app.command("import", example="udkd cache import logits.npy --data data --out cache", old_order=("--data", "", "--out"))
 def import_(
-    data: DatasetArgument,
     logits: Annotated[
         Path,
         typer.Argument(
@@ -133,7 +146,8 @@ def import_(
             "each class, and a column id, path or file_name).",
         ),
     ],
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="Cache folder to create, or to resume.")],
+    data: DatasetOption,
+    cache: Annotated[Path, typer.Option("--out", metavar="CACHE", help="Cache folder to create, or to resume.")],
     names: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The file name of each row, one per line. Default: rows are in id order."),
@@ -149,16 +163,16 @@ def import_(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="The rows are probabilities; store their logarithms.")
     ] = False,
-    teacher_name: Annotated[str, typer.Option(help="Name of the teacher. Default: the file's name.")] = "",
+    teacher_name: Annotated[str, typer.Option(metavar="NAME", help="Name of the teacher. Default: the file's name.")] = "",
     recipe: RecipeOption = "imagenet100-paper",
     overrides: SetOption = None,
     logits_dtype: DtypeOption = None,
     top_k: TopKOption = None,
 ) -> None:
-    """Make a cache of logits that another program computed, one row for each training image.
+    """Make a cache of logits that another program computed.
 
-    Everything is checked first. What nothing can check, such as the pixels that the teacher saw, is recorded as your claim: the
-    recipe's evaluation view. Train with teacher.views = "eval".
+    The file has one row for each training image. Everything is checked first. What nothing can check, such as the pixels
+    that the teacher saw, is recorded as your claim: the recipe's evaluation view. Train with teacher.views = "eval".
     """
     from udkd.config.loading import load_recipe
 
@@ -186,24 +200,29 @@ def import_(
     out.print(_description(imported.cache, imported.summary))
     top1 = imported.summary.top1
     if top1 is not None and top1 <= 150 / len(dataset.classes):
-        err.print(
+        print_warning(
             "this is hardly better than chance: are these rows these images and these columns these classes, in this order?"
         )
 
 
-@cache_app.command("export", epilog="Example: udkd cache export cache logits.parquet --data data")
+@cache_app.command("export", example="udkd cache export cache --data data --out logits.parquet", old_order=("", "--out"))
 def export(
     cache: CacheArgument,
     file: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="File to create: .npy [N, C], .safetensors or .parquet, the latter two with ids."),
+        typer.Option(
+            "--out", metavar="FILE", help="File to create: .npy [N, C], .safetensors or .parquet, the latter two with ids."
+        ),
     ],
-    view: Annotated[int, typer.Option(min=0, help="Number of the view.")] = 0,
+    view: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the view.")] = 0,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Dataset folder of the cache: adds labels and file names.")
+        Path | None, typer.Option("--data", metavar="DATA", help="Dataset folder of the cache: adds labels and file names.")
     ] = None,
 ) -> None:
-    """Write the logits of one view for other programs, in id order, with ids, entropies and weights."""
+    """Write the logits of one view for other programs.
+
+    Rows are in id order, with ids, entropies and weights.
+    """
     from udkd.data.dataset import DatasetFolder
     from udkd.teacher.cache.export_logits import export_cache
     from udkd.teacher.cache.reader import Cache
@@ -214,15 +233,14 @@ def export(
     err.print(f"{count:,} rows in {file}")
 
 
-@cache_app.command("info", epilog="Example: udkd cache info cache --data data --picture weights.png")
+@cache_app.command("info", example="udkd cache info cache --data data --picture weights.png")
 def info(
     cache: CacheArgument,
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Dataset folder of the cache: adds the teacher's accuracy.")
-    ] = None,
+    data: CachedDataOption = None,
     picture: Annotated[Path | None, typer.Option("--picture", metavar="FILE.png", help="Also plot the histogram.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print a cache's key, size, mean weight and entropy, and a histogram of the weights."""
+    """Print a cache's key, size, means and a histogram of the weights."""
     from udkd.teacher.cache.reader import Cache
     from udkd.teacher.cache.summary import summarise_cache, weight_histogram
 
@@ -230,34 +248,42 @@ def info(
         raise ConfigError(f"--picture {picture}; expected a name that ends in .png; change it")
     opened = Cache.open(cache)
     labels = _labels(opened, data) if data is not None else None
-    out.print(_description(opened, summarise_cache(opened, labels)))
+    summary = summarise_cache(opened, labels)
     counts = weight_histogram(opened, HISTOGRAM_BINS)
-    out.print(_histogram(counts))
+    if as_json:
+        print_json(_values(opened, summary, counts))
+    else:
+        out.print(_description(opened, summary))
+        out.print(_histogram(counts))
     if picture is not None:
         _plot(counts, opened, picture)
         err.print(f"histogram in {picture}")
 
 
-@cache_app.command("verify", epilog="Example: udkd cache verify cache --recompute 1% --data data --teacher teacher")
+@cache_app.command("verify", example="udkd cache verify cache --recompute 1% --data data --teacher teacher")
 def verify_command(
     cache: CacheArgument,
     recompute: Annotated[
         str | None,
         typer.Option(metavar="1%|COUNT", help="Also compare this many random (sample, view) pairs with the teacher."),
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="Dataset folder of the cache, for --recompute.")] = None,
-    teacher: Annotated[
-        list[Path] | None, typer.Option(help="Teacher folder, for --recompute. Repeat it for an ensemble, in the same order.")
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DATA", help="The cache's dataset folder, for --recompute.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the pairs that --recompute draws.")] = 0,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="TEACHER", help="Teacher folder, for --recompute. Repeat it for an ensemble, in the same order."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="SEED", min=0, help="Seed of the pairs that --recompute draws.")] = 0,
     backend: BackendOption = None,
     device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
-    """Check every block of every view against its checksum; with --recompute also against the teacher.
+    """Check every block against its checksum, and some with the teacher.
 
-    Lists everything that is damaged, missing, unexpected or beyond the bounds; the exit code is then 1.
+    Lists everything that is damaged, missing, unexpected or, with --recompute, beyond the bounds; the exit code is then 1.
     """
-    from udkd.teacher.cache.reader import Cache, find_damaged_blocks, unexpected_files
+    from udkd.teacher.cache.reader import Cache
 
     opened = Cache.open(cache)
     amount = _amount(recompute) if recompute is not None else None
@@ -268,23 +294,34 @@ def verify_command(
         )
     if (data is None or not teacher) and amount is not None:
         raise ConfigError("--recompute needs the data and the teacher; expected --data DATA --teacher TEACHER; add them")
+    with json_result(as_json) as result:
+        _verify(opened, result)
+        if amount is not None and data is not None and teacher:
+            _recompute(opened, result, amount, data, teacher, seed, backend, device)
+        result["intact"] = True
+
+
+def _verify(opened: "Cache", result: dict[str, Any]) -> None:
+    from udkd.teacher.cache.reader import find_damaged_blocks, unexpected_files
+
     damaged = find_damaged_blocks(opened)
     problems = [f"view {view}: block {block} is damaged" for view, block in damaged] + unexpected_files(opened)
+    result |= {"cache": str(opened.folder), "intact": False, "views": len(opened.views), "bytes": opened.num_bytes}
+    result["problems"] = problems
     for problem in problems:
-        err.print(problem)
+        print_error(problem)
     if damaged:
+        views = ", ".join(map(str, sorted({view for view, _ in damaged})))
         raise CacheError(
-            f"{len(damaged)} damaged blocks in views {', '.join(map(str, sorted({view for view, _ in damaged})))} of {cache}; "
+            f"{len(damaged)} damaged blocks in views {views} of {opened.folder}; "
             "expected none; delete those view files and run `udkd cache build` again, which computes missing views"
         )
     if problems:
         raise CacheError(
-            f"{cache} is not a complete cache ({problems[0]}); expected all views and nothing else; "
+            f"{opened.folder} is not a complete cache ({problems[0]}); expected all views and nothing else; "
             "run `udkd cache build` again for missing views, remove unexpected files"
         )
     out.print(f"{len(opened.views)} views, {opened.num_bytes / 1e6:,.1f} MB: all checksums match")
-    if amount is not None and data is not None and teacher:
-        _recompute(opened, amount, data, teacher, seed, backend, device)
 
 
 def _amount(text: str) -> float | int:
@@ -299,7 +336,14 @@ def _amount(text: str) -> float | int:
 
 
 def _recompute(
-    cache: "Cache", amount: float | int, data: Path, teachers: list[Path], seed: int, backend: str | None, device: str
+    cache: "Cache",
+    document: dict[str, Any],
+    amount: float | int,
+    data: Path,
+    teachers: list[Path],
+    seed: int,
+    backend: str | None,
+    device: str,
 ) -> None:
     from udkd.data.dataset import DatasetFolder
     from udkd.teacher.cache.verify import compare_with_teacher
@@ -320,6 +364,13 @@ def _recompute(
             backend=backend or "auto",
             observer=observer,
         )
+    bounds = {name: getattr(result, f"{name}_bound") for name in ("probability", "weight", "features")}
+    document["recomputed"] = {
+        "pairs": result.num_pairs,
+        "of": total,
+        **{name: {"difference": getattr(result, name), "bound": bound} for name, bound in bounds.items()},
+        "worst": result.worst,
+    }
     if result.error is not None:
         out.print(
             f"{cache.key.precision} moves a probability by up to {result.error.probability:.1e} from float32's, a weight by "
@@ -380,6 +431,18 @@ def _description(cache: "Cache", summary: "CacheSummary") -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _values(cache: "Cache", summary: "CacheSummary", counts: "NDArray[np.int64]") -> dict[str, Any]:
+    """For JSON: the key's fields as they are stored, the means, and the histogram in equal bins of the weight from 0 to 1."""
+    values = asdict(summary) | {"mean_others": dict(summary.mean_others)}
+    return {
+        "cache": str(cache.folder),
+        "key": asdict(cache.key),
+        **values,
+        "missing": cache.missing,
+        "weights": counts.tolist(),
+    }
 
 
 def _short(digests: str) -> str:

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from udkd.cli.arguments import CheckpointOption, MovedCacheOption, RunArgument
+from udkd.cli.arguments import CheckpointOption, JsonOption, MovedCacheOption, RunArgument
 from udkd.cli.summary import accuracy_table
+from udkd.utils.output import print_json
 from udkd.utils.terminal import DeviceOption, observed, out
 
 
@@ -15,7 +16,9 @@ def eval_command(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="Dataset folder of the run, if it has moved, or another one of its classes, such as a test set."
+            "--data",
+            metavar="DATA",
+            help="Dataset folder of the run, if it has moved, or another one of its classes, such as a test set.",
         ),
     ] = None,
     split: Annotated[
@@ -23,16 +26,21 @@ def eval_command(
         typer.Option("--split", help="Images of --data; default: val, or train where other data have no val images."),
     ] = None,
     name: Annotated[
-        str, typer.Option("--name", help="Name of the results on other data, RUN/eval-NAME.json; default: the folder's.")
+        str,
+        typer.Option(
+            "--name", metavar="NAME", help="Name of the results on other data, RUN/eval-NAME.json; default: the folder's."
+        ),
     ] = "",
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="Teacher folder: adds the teacher's accuracy to the table.")
+        Path | None,
+        typer.Option("--teacher", metavar="TEACHER", help="Teacher folder: adds the teacher's accuracy to the table."),
     ] = None,
     cache: MovedCacheOption = None,
     checkpoint: CheckpointOption = "last",
     device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure the accuracy of a run on its validation images or on other data.
+    """Measure a run's accuracy on validation images or other data.
 
     The table has each student, the mean of their probabilities, and the teacher. Writes the predictions for every validation
     image to RUN/predictions.safetensors, which udkd report reads. Results on other data are in RUN/eval-NAME.json.
@@ -53,4 +61,7 @@ def eval_command(
             device=selected,
             observer=observer,
         )
-    out.print(accuracy_table(result))
+    if as_json:
+        print_json(result)
+    else:
+        out.print(accuracy_table(result))

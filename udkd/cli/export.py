@@ -9,7 +9,7 @@ from rich.table import Table
 from udkd.cli.arguments import CheckpointOption, EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import Observer
-from udkd.utils.terminal import err, observed, out
+from udkd.utils.terminal import observed, out
 
 if TYPE_CHECKING:
     from udkd.training.run_folder import RunFolder
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def export_command(
     run: RunArgument,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[OUT]", help="Default: RUN/export/NAME, RUN/students or RUN/hf/NAME.")
+        Path | None, typer.Option("--out", metavar="OUT", help="Default: RUN/export/NAME, RUN/students or RUN/hf/NAME.")
     ] = None,
     format: Annotated[
         Literal["onnx", "safetensors", "hf"],
@@ -47,19 +47,19 @@ def export_command(
         raise ConfigError(f"{unused[0]} with --format {format}; expected --format onnx with it; drop one")
     if format == "safetensors" and checkpoint != "last" and folder is None:
         raise ConfigError(
-            f"--checkpoint {checkpoint} without OUT; expected a folder, as RUN/students holds the newest; name one"
+            f"--checkpoint {checkpoint} without --out; expected a folder, as RUN/students holds the newest; name one"
         )
     with observed() as observer:
         if format == "safetensors":
             from udkd.export.student_files import export_student_files
 
             for file in export_student_files(RunFolder.open(run), student, folder, checkpoint=checkpoint):
-                err.print(f"weights in {file}", soft_wrap=True)
+                out.print(f"weights in {file}", soft_wrap=True)
         elif format == "hf":
             from udkd.export.hf import export_hf
 
             written = export_hf(RunFolder.open(run), folder, student=student, checkpoint=checkpoint, observer=observer)
-            err.print(
+            out.print(
                 f"{written.name} as timm's {written.architecture} in {written.folder}, logits differ by "
                 f"{written.difference:.1e}; open it with timm.create_model('local-dir:{written.folder}', pretrained=True)",
                 soft_wrap=True,
@@ -91,4 +91,4 @@ def _export_onnx(
         deviation = "" if difference is None else f"{difference:.1e} (limit {MAX_DEVIATION:g})"
         table.add_row(name, f"{size / 1e6:.1f}", deviation, "" if score is None else f"{score.top1:.2f}")
     out.print(table)
-    err.print(f"{exported.name} in {exported.folder}", soft_wrap=True)
+    out.print(f"{exported.name} in {exported.folder}", soft_wrap=True)

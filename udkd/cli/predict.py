@@ -1,13 +1,14 @@
 """udkd predict."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import CheckpointOption, EnsembleOption, RunArgument, StudentOption
-from udkd.utils.output import print_error
+from udkd.cli.arguments import CheckpointOption, EnsembleOption, JsonOption, RunArgument, StudentOption
+from udkd.utils.output import print_error, print_json
 from udkd.utils.terminal import print_unwrapped
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def predict_command(
     student: StudentOption = None,
     ensemble: EnsembleOption = False,
     checkpoint: CheckpointOption = "last",
-    top: Annotated[int, typer.Option("--top", min=1, help="Number of classes to print per image.")] = 5,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Number of classes to print per image.")] = 5,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the most likely classes of images.
 
@@ -38,13 +40,21 @@ def predict_command(
     trained = TrainedClassifier.load(folder, student, ensemble=ensemble or several, checkpoint=checkpoint)
     predictions = predict(trained, images, readable_class_names(folder, trained.classes), top=top)
     classified = [prediction for prediction in predictions if prediction.classes]
-    if classified:
+    if as_json:
+        print_json({"student": trained.name, "images": [_values(prediction) for prediction in predictions]})
+    elif classified:
         print_unwrapped(_table(classified, trained.name))
     for prediction in predictions:
         if prediction.error:
             print_error(prediction.error)
     if len(classified) < len(predictions):
         raise typer.Exit(1)
+
+
+def _values(prediction: "Prediction") -> dict[str, Any]:
+    """For JSON: an image that could not be read has no classes and an error."""
+    values = asdict(prediction) | {"image": str(prediction.image)}
+    return values | {"error": prediction.error or None}
 
 
 def _table(predictions: "list[Prediction]", name: str) -> Table:

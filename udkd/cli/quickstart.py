@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from udkd.cli.arguments import SetOption
 from udkd.cli.summary import accuracy_table
 from udkd.utils.errors import ConfigError
 from udkd.utils.launcher import module_command, module_environment
-from udkd.utils.terminal import DeviceOption, RichObserver, SetOption, err, observed, out, stop_requests
+from udkd.utils.terminal import DeviceOption, RichObserver, err, observed, out, stop_requests
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,13 @@ GPU_RECIPE = (
 def quickstart(
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Your images, an ImageFolder tree or a tar file of one. Default: synthetic."),
+        typer.Option(
+            "--data", metavar="IMAGES", help="Your images, an ImageFolder tree or a tar file of one. Default: synthetic."
+        ),
     ] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Output folder; the same command resumes there.")] = Path("quickstart"),
+    folder: Annotated[Path, typer.Option("--out", metavar="OUT", help="Output folder; the same command resumes there.")] = Path(
+        "quickstart"
+    ),
     hold_out: Annotated[
         float | None,
         typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: percentage to hold out."),
@@ -46,7 +51,7 @@ def quickstart(
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Run all steps in a few minutes, on synthetic images by default.
+    """Run all steps in a few minutes, on synthetic images or yours.
 
     Images -> dataset folder -> teacher -> cache -> two students -> evaluation -> report.
     """
@@ -79,9 +84,10 @@ def quickstart(
         _announce(recipe, selected, len(dataset.split("train").ids), len(dataset.split("val").ids))
     teacher, cache, run = folder / "teacher", folder / "cache", folder / "run"
     with observed() as observer:
-        _heading("teacher", f"udkd teacher fit {folder}/data {teacher} --recipe {recipe_arguments}")
+        _heading("teacher", f"udkd teacher fit {recipe_arguments} --data {folder}/data --out {teacher}")
         _fit(dataset, recipe, teacher, selected, observer)
-        _heading("cache", f"udkd cache build {folder}/data {teacher} {cache} --recipe {recipe_arguments}")
+        options = f"--data {folder}/data --teacher {teacher} --out {cache}"
+        _heading("cache", f"udkd cache build {recipe_arguments} {options}")
         opened = TeacherFolder.open(teacher)
         build_cache(cache, dataset=dataset, teacher=opened, recipe=recipe, device=selected, observer=observer)
         options = f"--data {folder}/data --cache {cache} --teacher {teacher} --out {run}"
@@ -130,22 +136,25 @@ def _synthetic_images(folder: Path, classes: int, images: int, val_images: int) 
     """Write the synthetic images, unless they exist; a folder with the final name is complete."""
     if not folder.exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
-        _prep("synth", unfinished, "--classes", classes, "--images", images, "--val-images", val_images, "--seed", 0)
+        _prep("synth", "--out", unfinished, "--classes", classes, "--images", images, "--val-images", val_images, "--seed", 0)
         unfinished.rename(folder)
     return folder
 
 
 def _convert(source: Path, folder: Path, side: int, hold_out: float | None) -> None:
     options = () if hold_out is None else ("--hold-out", hold_out)
-    _prep("convert", source, folder, "--side", side, "--fit", "squash", *options)
+    _prep("convert", source, "--out", folder, "--side", side, "--fit", "squash", *options)
 
 
 def _prep(*arguments: object) -> None:
-    """Run udkd-prep as a process: this package does not import it."""
-    _heading("images", f"udkd-prep {' '.join(map(str, arguments))}")
-    code = subprocess.run(module_command("udkd.data_prep", arguments), env=module_environment(), check=False).returncode
+    """Run udkd data as a process, which needs no torch."""
+    _heading("images", f"udkd data {' '.join(map(str, arguments))}")
+    levels = [option for option, given in (("--quiet", err.quiet), ("--verbose", err.verbose)) if given]
+    code = subprocess.run(
+        module_command("udkd.data_prep", [*levels, *arguments]), env=module_environment(), check=False
+    ).returncode
     if code:
-        raise typer.Exit(code)  # udkd-prep has printed the reason
+        raise typer.Exit(code)  # it has printed the reason
 
 
 def _fit(dataset: "DatasetFolder", recipe: "Recipe", teacher: Path, device: "torch.device", observer: RichObserver) -> None:

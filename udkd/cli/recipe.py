@@ -1,37 +1,35 @@
 """udkd recipe list, show, keys."""
 
-import json
-import sys
 from typing import Annotated
 
 import typer
 
+from udkd.cli.arguments import JsonOption, RecipeArgument, SetOption
+from udkd.utils.commands import Commands
 from udkd.utils.errors import ConfigError
+from udkd.utils.output import out, print_as_is, print_json
 from udkd.utils.printable import shorten
-from udkd.utils.terminal import SetOption, out
 
-recipe_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List recipes, their values and all keys.")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+recipe_app = Commands(help="List recipes, their values and all keys.")
 
 
-@recipe_app.command("list", epilog="Example: udkd recipe list")
+@recipe_app.command("list", example="udkd recipe list")
 def list_(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     from udkd.utils.toml_files import shipped_summaries
 
     summaries = shipped_summaries("recipe")
     if as_json:
-        _write_json([{"name": name, "description": line} for name, line in summaries.items()])
+        print_json([{"name": name, "description": line} for name, line in summaries.items()])
         return
     width = max(map(len, summaries))
     for name, line in summaries.items():
         out.print(f"{name:{width}}  {line}", soft_wrap=True)
 
 
-@recipe_app.command("show", epilog="Example: udkd recipe show imagenet100-paper --set train.epochs=10")
+@recipe_app.command("show", example="udkd recipe show imagenet100-paper --set train.epochs=10")
 def show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a shipped recipe, or a .toml file.")],
+    recipe: RecipeArgument,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -40,15 +38,15 @@ def show(
 
     loaded = load_recipe(recipe, overrides or [])
     if as_json:
-        _write_json(loaded.to_dict())
+        print_json(loaded.to_dict())
     else:
-        _write(recipe_toml(loaded))
+        print_as_is(recipe_toml(loaded))
 
 
-@recipe_app.command("keys", epilog="Example: udkd recipe keys students")
+@recipe_app.command("keys", example="udkd recipe keys students")
 def keys(
     prefix: Annotated[
-        str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin like this, such as train or students.0.lr.")
+        str, typer.Argument(metavar="PREFIX", help="Only keys that begin like this, such as train or students.0.lr.")
     ] = "",
     as_json: JsonOption = False,
 ) -> None:
@@ -69,17 +67,8 @@ def keys(
             {"key": path, "default": key.default, "values": key.values, "description": key.description}
             for path, key in chosen.items()
         ]
-        _write_json(values)
+        print_json(values)
         return
     for path, key in chosen.items():
         out.print(f"{path} = {key.default}  ({key.values})", soft_wrap=True)
         out.print(f"    {key.description}", soft_wrap=True)
-
-
-def _write_json(value: object) -> None:
-    _write(json.dumps(value, indent=2) + "\n")
-
-
-def _write(text: str) -> None:
-    """Write text that is printable already, however long its lines are."""
-    getattr(sys.stdout, "unescaped", sys.stdout).write(text)

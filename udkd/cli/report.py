@@ -7,7 +7,7 @@ import typer
 
 from udkd.cli.arguments import MovedCacheOption, MovedDatasetOption, RunArgument
 from udkd.utils.errors import ConfigError
-from udkd.utils.terminal import err
+from udkd.utils.terminal import out
 
 
 def report_command(
@@ -33,9 +33,9 @@ def report_command(
 
         if baseline or data or cache:
             raise ConfigError(f"{run} is a study; expected no --baseline, --data or --cache; drop them")
-        err.print(f"page: {rewrite_page(run)}", soft_wrap=True)
+        out.print(f"page: {rewrite_page(run)}", soft_wrap=True)
         return
     from udkd.report.inputs import load_inputs
     from udkd.report.report import write_report  # matplotlib takes a second
 
-    err.print(f"report: {write_report(load_inputs(run, data=data, cache=cache, baselines=baseline or []))}")
+    out.print(f"report: {write_report(load_inputs(run, data=data, cache=cache, baselines=baseline or []))}", soft_wrap=True)

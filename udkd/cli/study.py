@@ -3,17 +3,22 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import DatasetOption
+from udkd.cli.arguments import DatasetOption, JsonOption, SetOption
+from udkd.cli.completion import recipe_names, study_names
 from udkd.utils.errors import ConfigError, RunError
+from udkd.utils.files import read_regular
+from udkd.utils.output import json_result
+from udkd.utils.parsing import parse_json
 from udkd.utils.printable import shorten
 from udkd.utils.progress import duration
-from udkd.utils.terminal import DeviceOption, SetOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
+from udkd.utils.terminal import DeviceOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
 from udkd.utils.toml_files import shipped_names
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from udkd.study.results import Summary
     from udkd.study.runner import Progress, StudyContext
 
+Results = dict[str, Any]
 TIME_IS_UP = 75
 """Exit code of a study that --max-minutes stopped; the same command continues it."""
 
@@ -29,32 +35,44 @@ TIME_IS_UP = 75
 def study_command(
     studies: Annotated[
         list[str],
-        typer.Argument(metavar="STUDY…", help=f"Shipped studies ({', '.join(shipped_names('study'))}) or .toml files."),
+        typer.Argument(
+            metavar="STUDY…",
+            help=f"Shipped studies ({', '.join(shipped_names('study'))}) or .toml files.",
+            autocompletion=study_names,
+        ),
     ],
     data: DatasetOption,
     folder: Annotated[
-        Path, typer.Option("--out", help="Output folder. Studies in one folder share the teacher, caches and equal runs.")
+        Path,
+        typer.Option("--out", metavar="OUT", help="Output folder. Studies in one share the teacher, caches and equal runs."),
     ],
     teacher: Annotated[
-        Path | None, typer.Option("--teacher", help="Teacher folder. Default: fit one by the recipe's [fit] section.")
+        Path | None,
+        typer.Option("--teacher", metavar="TEACHER", help="Teacher folder. Default: fit one by the recipe's [fit] section."),
     ] = None,
     other_data: Annotated[
-        list[Path] | None, typer.Option("--other-data", help="For the study transfer: another dataset folder. May be repeated.")
+        list[Path] | None,
+        typer.Option("--other-data", metavar="DATA", help="For the study transfer: another dataset folder. May be repeated."),
     ] = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="Base recipe, instead of the study's.")] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Short for --set train.epochs=N.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="RECIPE", help="Base recipe, instead of the study's.", autocompletion=recipe_names),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Short for --set train.epochs=N.")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", metavar="0,1,2", help="Seeds, instead of the study's.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the remaining work and an estimate of its time.")] = False,
     max_minutes: Annotated[
         float | None,
         typer.Option(
             "--max-minutes",
+            metavar="M",
             min=0.01,
             help=f"Stop at a checkpoint after about this long, with exit code {TIME_IS_UP}.",
         ),
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Compare recipes over several seeds.
 
@@ -83,7 +101,7 @@ def study_command(
     from udkd.utils.environment import choose_device
 
     selected = choose_device(device)
-    with observed() as observer, stop_requests() as stop:
+    with json_result(as_json) as results, observed() as observer, stop_requests() as stop:
         shared: list[tuple[StudyPlan, StudyContext]] = []
         for plan in plans:
             context = StudyContext(
@@ -95,19 +113,21 @@ def study_command(
                 stopped=_until(started, max_minutes, stop),
             )
             if plan.study.kind == "networks":
-                _measure(plan, context, dry_run)
+                _measure(plan, context, results, dry_run)
             elif plan.study.kind == "teachers":
-                _compare(plan, context, other_data or [], dry_run, stop)
+                _compare(plan, context, results, other_data or [], dry_run, stop)
             elif dry_run:
-                _show(plan, estimate(plan, context))
-            elif not _run(plan, context, started, stop):
+                results[plan.name] = _show(plan, estimate(plan, context))
+            elif not _run(plan, context, results, started, stop):
                 shared.append((plan, context))
         for plan, context in shared:
             observer.note(f"{plan.name}: waiting for runs that other processes train")
-            _run(plan, context, started, stop, wait=True)
+            _run(plan, context, results, started, stop, wait=True)
 
 
-def _run(plan: "StudyPlan", context: "StudyContext", started: float, stop: StopRequest, *, wait: bool = False) -> bool:
+def _run(
+    plan: "StudyPlan", context: "StudyContext", results: Results, started: float, stop: StopRequest, *, wait: bool = False
+) -> bool:
     """Run a study and write its result. False, with nothing written, if `wait` is false and others train all missing runs."""
     from udkd.study.runner import run_study
     from udkd.study.writer import write_result
@@ -117,15 +137,21 @@ def _run(plan: "StudyPlan", context: "StudyContext", started: float, stop: StopR
         return False
     result = write_result(plan, context, progress)
     print_unwrapped(_table(plan, result.summary))  # 80 columns would cut off the names of the arms
-    err.print(f"page: {result.page}", soft_wrap=True)
+    out.print(f"page: {result.page}", soft_wrap=True)
+    results[plan.name] = _stored(context)
     _end(progress, stop, started)
     return True
 
 
-def _measure(plan: "StudyPlan", context: "StudyContext", dry_run: bool) -> None:
+def _stored(context: "StudyContext") -> Any:
+    return parse_json(read_regular(context.folder.result / "study.json"))
+
+
+def _measure(plan: "StudyPlan", context: "StudyContext", results: Results, dry_run: bool) -> None:
     """Run a study of kind "networks", which trains nothing."""
     if dry_run:
         out.print(f"{len(plan.arms)} networks to measure on this CPU, about a minute; nothing is trained", soft_wrap=True)
+        results[plan.name] = {"networks": len(plan.arms)}
         return
     from udkd.study.networks import measure_networks, parameter_ratios  # matplotlib takes a second
 
@@ -137,10 +163,13 @@ def _measure(plan: "StudyPlan", context: "StudyContext", dry_run: bool) -> None:
         size = f"{network.parameters_1000 / 1e6:.1f} M"
         table.add_row(network.arm, size, f"{ratio:.2f}×", f"{network.bytes / 1e6:.1f}", f"{network.latency_ms:.2f}")
     out.print(table)
-    err.print(f"page: {page}", soft_wrap=True)
+    out.print(f"page: {page}", soft_wrap=True)
+    results[plan.name] = _stored(context)
 
 
-def _compare(plan: "StudyPlan", context: "StudyContext", others: list[Path], dry_run: bool, stop: StopRequest) -> None:
+def _compare(
+    plan: "StudyPlan", context: "StudyContext", results: Results, others: list[Path], dry_run: bool, stop: StopRequest
+) -> None:
     """Run a study of kind "teachers"."""
     if context.teacher is not None:
         raise ConfigError(f"--teacher with {plan.name}; expected none, because it fits its own teachers; drop --teacher")
@@ -148,6 +177,7 @@ def _compare(plan: "StudyPlan", context: "StudyContext", others: list[Path], dry
         number = len(plan.trials) * (1 + len(others))
         epochs = plan.base.fit.epochs
         out.print(f"{number} teachers to fit, {epochs} epochs each; each predicts the training images once", soft_wrap=True)
+        results[plan.name] = {"teachers": number, "epochs": epochs}
         return
     from udkd.study.transfer import compare_teachers  # matplotlib takes a second
 
@@ -159,7 +189,8 @@ def _compare(plan: "StudyPlan", context: "StudyContext", others: list[Path], dry
     for pair in result[0]:
         table.add_row(pair.one, pair.other, pair.level, f"{pair.n:,}", f"{pair.rho:.3f}")
     out.print(table)
-    err.print(f"page: {result[1]}", soft_wrap=True)
+    out.print(f"page: {result[1]}", soft_wrap=True)
+    results[plan.name] = _stored(context)
 
 
 def _until(started: float, max_minutes: float | None, stop: Callable[[], bool]) -> Callable[[], bool]:
@@ -194,7 +225,7 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _show(plan: "StudyPlan", items: "list[WorkItem]") -> None:
+def _show(plan: "StudyPlan", items: "list[WorkItem]") -> dict[str, Any]:
     title = plan.study.title
     table = Table("", "", "done", "time left", box=None, pad_edge=False, title=title, title_justify="left")
     for column in table.columns[2:]:
@@ -204,6 +235,7 @@ def _show(plan: "StudyPlan", items: "list[WorkItem]") -> None:
     out.print(table)
     total = sum(item.seconds for item in items)
     out.print(f"about {_duration(total)} in total, at this machine's current load", soft_wrap=True)
+    return {"work": [asdict(item) for item in items], "seconds": total}
 
 
 def _duration(seconds: float) -> str:

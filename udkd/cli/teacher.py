@@ -5,39 +5,44 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from udkd.cli.arguments import DatasetArgument
+from udkd.cli.arguments import DatasetOption, RecipeArgument, RecipeOption, SetOption
 from udkd.cli.summary import print_outcome
+from udkd.utils.commands import Commands
 from udkd.utils.errors import ConfigError
-from udkd.utils.terminal import DeviceOption, RecipeOption, SetOption, err, observed, stop_requests
+from udkd.utils.terminal import DeviceOption, observed, out, stop_requests
 
 if TYPE_CHECKING:
     from udkd.augment.preprocessing import Preprocessing
     from udkd.teacher.folder import TeacherFolder
 
-teacher_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Create a teacher folder: architecture, classes, preprocessing and weights.",
+teacher_app = Commands(help="Make a teacher folder, by training or of pretrained weights.")
+
+NewTeacherOption = Annotated[Path, typer.Option("--out", metavar="TEACHER", help="Teacher folder to create.")]
+
+
+@teacher_app.command(
+    "fit",
+    example="udkd teacher fit imagenet100-paper --data data --out teacher",
+    old_order=("--data", "--out"),
+    old_first=("--recipe",),
 )
-
-TeacherArgument = Annotated[Path, typer.Argument(metavar="TEACHER", help="Teacher folder to create.")]
-
-
-@teacher_app.command("fit", epilog="Example: udkd teacher fit data teacher --architecture resnet50")
 def fit(
-    data: DatasetArgument,
-    teacher: TeacherArgument,
-    recipe: RecipeOption = "imagenet100-paper",
-    architecture: Annotated[str | None, typer.Option(help="Short for --set fit.architecture=NAME.")] = None,
+    data: DatasetOption,
+    teacher: NewTeacherOption,
+    recipe: RecipeArgument = "imagenet100-paper",
+    architecture: Annotated[str | None, typer.Option(metavar="NAME", help="Short for --set fit.architecture=NAME.")] = None,
     loss: Annotated[
         str | None,
-        typer.Option(help="cross_entropy, or evidential to estimate vacuity. Short for fit.loss."),
+        typer.Option(metavar="LOSS", help="cross_entropy, or evidential to estimate vacuity. Short for fit.loss."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in TEACHER/run.")] = False,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train a teacher on the dataset folder with hard labels, as the recipe's [fit] and [train] sections say."""
+    """Train a teacher with hard labels.
+
+    The recipe's [fit] and [train] sections say how.
+    """
     from udkd.config.loading import load_recipe
 
     settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
@@ -68,29 +73,39 @@ def fit(
     print_outcome(outcome, teacher / "run", stopped.exit_code)
 
 
-@teacher_app.command("import", epilog="Example: udkd teacher import data teacher --weights resnet50.pth")
+@teacher_app.command(
+    "import",
+    example="udkd teacher import timm/resnet50.a1_in1k --data data --out teacher",
+    old_order=("--data", "--out"),
+    old_first=("--model", "--architecture"),
+)
 def import_(
-    data: DatasetArgument,
-    teacher: TeacherArgument,
+    data: DatasetOption,
+    teacher: NewTeacherOption,
     model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "--architecture",
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
             help="Its architecture: a name of torchvision's, timm/NAME, or package.module:function, which is called with "
-            "num_classes and returns a torch.nn.Module.",
+            "num_classes and returns a torch.nn.Module. Default: resnet50.",
         ),
-    ] = "resnet50",
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="Local .safetensors or .pth file, of ImageNet's 1,000 classes or of this data's in sorted order. "
-            "Default: download torchvision's or timm's weights, or take those that the function returns."
+            "Default: download torchvision's or timm's weights, or take those that the function returns.",
         ),
     ] = None,
-    entry: Annotated[str | None, typer.Option(help="Which of several state dicts in --weights, such as model_ema.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder: one of its students becomes the teacher.")] = None,
-    student: Annotated[str | None, typer.Option(help="Name of the student of --run.")] = None,
+    entry: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of several state dicts in --weights, such as model_ema.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Run folder, instead of MODEL: one of its students becomes the teacher."),
+    ] = None,
+    student: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the student of --run.")] = None,
     mean: Annotated[
         str | None,
         typer.Option(metavar="R,G,B", help="Mean of its input's normalisation. Default: the model's own."),
@@ -104,7 +119,7 @@ def import_(
     overrides: SetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Use a pretrained classifier, or a student of a run, as a teacher.
+    """Take a pretrained classifier, or a student of a run, as a teacher.
 
     Of a classifier for ImageNet's 1,000 classes, the head keeps the rows of this data's classes. Its input has the size that
     the recipe's teacher.size_px says, else views.size_px.
@@ -123,6 +138,8 @@ def import_(
     given = weights is not None or entry is not None or mean or std or interpolation
     if run is not None and given:
         raise ConfigError("--run and options of other weights are both given; expected one source; drop one")
+    if run is not None and model is not None:
+        raise ConfigError(f"{model} and --run are both given; expected one source of the teacher; drop one")
     if run is None and student is not None:
         raise ConfigError(f"--student {student} without --run; expected its run; add --run")
     if entry is not None and weights is None:
@@ -132,10 +149,10 @@ def import_(
             written = import_teacher(
                 teacher,
                 data=dataset,
-                model=model,
+                model=model or "resnet50",
                 weights=weights,
                 entry=entry,
-                preprocessing=_preprocessing(model, mean, std, interpolation),
+                preprocessing=_preprocessing(model or "resnet50", mean, std, interpolation),
                 recipe=loaded,
                 device=choose_device(device),
                 observer=observer,
@@ -174,7 +191,8 @@ def _channels(option: str, text: str) -> tuple[float, float, float]:
 
 def _announce(folder: "TeacherFolder") -> None:
     accuracy = folder.info.accuracy
-    err.print(
+    out.print(
         f"teacher {folder.info.architecture}, {len(folder.info.classes)} classes: "
-        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {folder.path}"
+        f"validation top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} %, in {folder.path}",
+        soft_wrap=True,
     )

@@ -6,30 +6,33 @@ from typing import Annotated
 
 import typer
 
-from udkd.cli.arguments import DatasetOption
+from udkd.cli.arguments import BackendOption, DatasetOption, RecipeArgument, SetOption
 from udkd.cli.summary import print_outcome
-from udkd.utils.terminal import BackendOption, DeviceOption, SetOption, observed, stop_requests
+from udkd.utils.terminal import DeviceOption, observed, stop_requests
 
 
 def train_command(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .toml file.")],
+    recipe: RecipeArgument,
     data: DatasetOption,
-    out: Annotated[Path, typer.Option("--out", help="Run folder to create, or to continue with --resume.")],
-    cache: Annotated[Path | None, typer.Option("--cache", help="Teacher cache, written by udkd cache build.")] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="Run folder to create, or to continue with --resume.")],
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="CACHE", help="Teacher cache, written by udkd cache build.")
+    ] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="TEACHER",
             help="Teacher folder, or a network with published weights, such as timm/resnet50.a1_in1k: the live teacher, or "
-            "that of the cache, which is built in OUT/cache unless --cache names it. Repeat it with folders for an ensemble."
+            "that of the cache, which is built in RUN/cache unless --cache names it. Repeat it with folders for an ensemble.",
         ),
     ] = None,
     backend: BackendOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in OUT.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in RUN.")] = False,
     extend: Annotated[
         int | None, typer.Option("--extend", min=1, metavar="EPOCHS", help="With --resume: train on to so many epochs.")
     ] = None,
     profile: Annotated[
-        int | None, typer.Option("--profile", min=1, metavar="N", help="Write a trace of N steps to OUT/profile.")
+        int | None, typer.Option("--profile", min=1, metavar="N", help="Write a trace of N steps to RUN/profile.")
     ] = None,
     allow: Annotated[
         list[str] | None,

@@ -1,6 +1,6 @@
 """Reads dataset folders: stored bytes in, uint8 canvases on the device out. It may import udkd.utils.
 
-`udkd-prep` writes the folder once; every other part of udkd only reads it:
+`udkd data convert` writes the folder once; every other part of udkd only reads it:
 
 FOLDER/dataset.json                        written last; without it the folder is invalid
 FOLDER/<split>/manifest.parquet            one row per sample, in id order (ids are 0 … N-1)

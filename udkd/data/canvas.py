@@ -59,7 +59,7 @@ def stored_image(jpeg: bytes, side: int, *, height: int, width: int, what: str) 
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{what}: the stored JPEG does not decode ({error}); expected what udkd-prep checked; convert again"
+            f"{what}: the stored JPEG does not decode ({error}); expected what udkd data convert checked; convert again"
         ) from None
 
 
@@ -135,11 +135,11 @@ def open_canvas(folder: Path, *, num_samples: int, side: int, digest: str) -> tu
     Returns uint8 [N, S, S, 3] and uint32 [N]. Raises DataError if the resident format is absent or damaged, or has another
     dataset, version, shape or size. No pixels are read: when you use a row, compare its zlib.crc32 with the second array.
     """
-    remedy = "write it again with udkd-prep derive"
+    remedy = "write it again with udkd data derive"
     shape = (num_samples, side, side, 3)
     path = folder / DESCRIPTION_NAME
     if not is_derived(folder, "resident"):
-        raise DataError(f"{folder} has no resident format; expected canvas.npy and canvas.json; write it with udkd-prep derive")
+        raise DataError(f"{folder} has no resident format; expected canvas.npy and canvas.json; write it with udkd data derive")
     try:
         stored = {"split": folder.name, **read_exact_json(path)}  # the first writers of version 1 left the split out
     except (ValueError, TypeError):

@@ -107,7 +107,7 @@ class Split(Columns):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatasetFolder:
-    """An open dataset folder. Opening checks the manifests and the digest; `udkd-prep verify` checks every byte.
+    """An open dataset folder. Opening checks the manifests and the digest; `udkd data verify` checks every byte.
 
     side: S, pixels. fit: "pad" or "squash". classes: index i is label i. encoder: how images were encoded, by setting.
     digest: sha256 of the content, in hex. splits: by name.
@@ -230,4 +230,6 @@ def _check_columns(path: Path, rows: Columns, side: int, num_classes: int) -> No
         and bool(np.all(rows.size[kept] < 2**31))  # decoders refuse larger JPEGs
     )
     if not in_range:
-        raise DataError(f"{path} holds labels, sizes or offsets out of range; expected what udkd-prep writes; convert again")
+        raise DataError(
+            f"{path} holds labels, sizes or offsets out of range; expected what udkd data convert writes; convert again"
+        )

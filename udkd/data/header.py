@@ -108,19 +108,19 @@ def read_header(folder: Path) -> Header:
         data = read_regular(path, _MAX_BYTES)
         value = parse_json(data)
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); expected what udkd-prep wrote; convert again") from None
+        raise DataError(f"{path} is not JSON ({error}); expected what udkd data convert wrote; convert again") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise DataError(f"{path} is not of format {FORMAT!r}; expected a dataset folder; check the path")
     if value.get("version") != VERSION:
         version = shorten(repr(value.get("version")))
-        raise DataError(f"{path} has format version {version}; expected {VERSION}; convert again with this udkd-prep")
+        raise DataError(f"{path} has format version {version}; expected {VERSION}; convert again with this udkd")
     try:
         return Header.model_validate_json(data, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = shorten(".".join(str(part) for part in first["loc"]))
         raise DataError(
-            f"{path} is damaged at {where!r} ({first['msg']}); expected what udkd-prep wrote; convert again"
+            f"{path} is damaged at {where!r} ({first['msg']}); expected what udkd data convert wrote; convert again"
         ) from None
 
 

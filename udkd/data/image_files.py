@@ -1,4 +1,4 @@
-"""Decodes image files to RGB pixels, by the same rules for udkd-prep and `udkd predict`."""
+"""Decodes image files to RGB pixels, by the same rules for udkd data convert and `udkd predict`."""
 
 import io
 import re
@@ -20,7 +20,7 @@ _OTHER_KINDS = (  # by their first bytes: not every Pillow can decode them, and 
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 PIXEL_LIMIT = 100_000_000  # 300 MB as RGB; ImageNet's largest image has 61 million pixels
 LONGEST_PX = 2048
-"""Longer images are scaled down to this first, as udkd-prep scales to the canvas."""
+"""Longer images are scaled down to this first, as udkd data convert scales to the canvas."""
 
 
 class BadImage(ValueError):

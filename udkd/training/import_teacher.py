@@ -53,7 +53,7 @@ def import_teacher(
         written = evaluate_and_write(Path(out), candidate, dataset, recipe, prepare_device(device), observer)
     if "rows" in candidate.made and written.info.accuracy["top1"] <= 150 / len(dataset.classes):
         observer.note(
-            f"top-1 {written.info.accuracy['top1']:.2f} % is hardly better than chance: are the outputs of these weights these "
-            "classes, in this order?"
+            f"warning: top-1 {written.info.accuracy['top1']:.2f} % is hardly better than chance: are the outputs of these "
+            "weights these classes, in this order?"
         )
     return written

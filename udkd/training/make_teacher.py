@@ -185,7 +185,7 @@ def _choose(weights_file: WeightsFile, origin: str, architecture: str, entry: st
         )
     recorded = weights_file.architecture
     claim = f', and it calls itself "{recorded[:40]}"' if recorded not in ("", architecture.removeprefix(TIMM)) else ""
-    raise DataError(f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its --model")
+    raise DataError(f"{origin} does not fit {architecture} ({difference}{claim}); expected its weights; name its MODEL")
 
 
 def _size_of(matches: Iterable[StateDictMatch], architecture: str, wanted: Mapping[str, Tensor], image_px: int) -> int:

@@ -143,7 +143,7 @@ class TrainSetup:
         if not isinstance(self.backend, ResidentBackend):
             raise ConfigError(
                 "train.input is resident and the backend is not; expected canvas.npy, and memory for it on the device; "
-                "write it with udkd-prep derive, or set train.input to stream"
+                "write it with udkd data derive, or set train.input to stream"
             )
         if recipe.train.cuda_graph and device.type != "cuda":
             raise ConfigError("train.cuda_graph is true; expected a CUDA device; set it to false")

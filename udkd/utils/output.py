@@ -1,9 +1,17 @@
-"""All output to the terminal: two consoles that escape control characters, and errors as one line."""
+"""All output to the terminal: consoles that escape control characters, results as JSON, errors as one line.
+
+Standard output is for what a command found or made. Standard error is for everything else: how far it is, and errors.
+"""
 
 import errno
+import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -18,8 +26,10 @@ from udkd.utils.signals import QUIET_SIGNALS, Stopped, raise_stopped, signal_han
 class SafeConsole(Console):
     """A console that prints each string as one line, with control characters escaped and brackets unchanged (no markup).
 
-    Styles come from Text objects only. NO_COLOR turns off colours and bold.
+    Styles come from Text objects only. NO_COLOR turns off colours and bold. verbose: of `err`, whether --verbose was given.
     """
+
+    verbose = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
@@ -49,6 +59,43 @@ class SafeConsole(Console):
 
 out = SafeConsole()
 err = SafeConsole(stderr=True, soft_wrap=True)
+"""For progress, notes and headings. --quiet turns it off (`err.quiet`)."""
+
+_errors = SafeConsole(stderr=True, soft_wrap=True)
+
+
+def print_json(value: object) -> None:
+    """Print a command's result for programs: one JSON document on standard output, in ASCII. NaN and infinity become null."""
+    print_as_is(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def print_as_is(text: str) -> None:
+    """Write text that is printable already to standard output, however long its lines are."""
+    getattr(sys.stdout, "unescaped", sys.stdout).write(text)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def json_result(wanted: bool) -> Iterator[dict[str, Any]]:
+    """A dict that the block fills. wanted: it is printed as JSON at the end, also after an error; other output goes to stderr.
+
+    Nothing is printed where the block has not filled it.
+    """
+    result: dict[str, Any] = {}
+    out.stderr = wanted
+    try:
+        yield result
+    finally:
+        out.stderr = False
+        if wanted and result:
+            print_json(result)
 
 
 def fail(message: str, *, code: int = 1) -> None:
@@ -59,7 +106,16 @@ def fail(message: str, *, code: int = 1) -> None:
 
 def print_error(message: str) -> None:
     """Print an error as one line on stderr."""
-    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
+    _print_line("error", "red", message)
+
+
+def print_warning(message: str) -> None:
+    """Print a warning as one line on stderr, also with --quiet."""
+    _print_line("warning", "yellow", message)
+
+
+def _print_line(kind: str, colour: str, message: str) -> None:
+    _errors.print(Text.assemble((f"{kind}:", colour), " ", printable(" ".join(message.split()))))
 
 
 def run(app: Callable[[], object], explain: Callable[[Exception], str | None] = lambda error: None) -> None:
@@ -67,22 +123,27 @@ def run(app: Callable[[], object], explain: Callable[[Exception], str | None] = 
 
     explain: returns the line for any other error that is not a bug, such as a lack of memory; None for a traceback.
     """
+    started = time.perf_counter()
     try:
         with signal_handler(raise_stopped):
             app()
-    except UserError as error:
-        fail(str(error))
     except Stopped as stopped:
         if stopped.number in QUIET_SIGNALS:
             sys.exit(stopped.exit_code)
         fail(f"stopped by {stopped.name}; finished work is kept, the same command resumes", code=stopped.exit_code)
-    except OSError as error:
-        fail(_describe(error))
     except Exception as error:
-        line = explain(error)
+        line = (
+            str(error) if isinstance(error, UserError) else _describe(error) if isinstance(error, OSError) else explain(error)
+        )
         if line is None:
             raise
+        if err.verbose:
+            traceback.print_exc()
         fail(line)
+    finally:
+        if err.verbose:
+            err.print(f"took {time.perf_counter() - started:.1f} s")
+        err.quiet = err.verbose = False  # the next command of this process may say otherwise
 
 
 def _describe(error: OSError) -> str:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from udkd.utils import output
-from udkd.utils.output import SafeConsole
+from udkd.utils.output import SafeConsole, print_warning
 from udkd.utils.output import err as err
 from udkd.utils.output import out as out
 from udkd.utils.printable import printable
@@ -32,14 +32,9 @@ NOTEBOOK_S = 0.5
 _MAX_WIDTH = 10_000
 """Characters per line."""
 
-RecipeOption = Annotated[str, typer.Option("--recipe", help="A shipped recipe's name, or a .toml file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe. May be repeated.")
-]
-BackendOption = Annotated[
-    str | None, typer.Option("--backend", help="auto, resident, ffcv, dali or folder: short for data.backend.")
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu or cuda.")]
+_WARNING = "warning: "
+
+DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto (a GPU if there is one), cpu or cuda.")]
 
 
 class Speed(TextColumn):
@@ -57,14 +52,14 @@ class Speed(TextColumn):
 class RichObserver:
     """Shows progress on stderr: one bar at a time, with notes as lines above it.
 
-    If stderr is not a terminal, it prints a line every half minute. summaries: print one line at the end of each task instead.
-    A notebook with ipywidgets shows the bar, too.
+    If stderr is not a terminal, it prints a line every half minute. summaries: print one line at the end of each task instead,
+    as --verbose does. A notebook with ipywidgets shows the bar, too. --quiet leaves warnings only.
     """
 
     def __init__(self, *, summaries: bool = False) -> None:
-        self._summaries = summaries
+        self._summaries = summaries or err.verbose
         self._notebook = err.is_jupyter and find_spec("ipywidgets") is not None
-        self._shows_bar = err.is_interactive or self._notebook
+        self._shows_bar = (err.is_interactive or self._notebook) and not err.quiet
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._quiet_since = 0.0
@@ -122,7 +117,10 @@ class RichObserver:
 
     def note(self, line: str) -> None:
         """See udkd.utils.progress.Observer."""
-        err.print(line)
+        if line.startswith(_WARNING):
+            print_warning(line.removeprefix(_WARNING))
+        else:
+            err.print(line)
 
     def _print_progress(self, task: Task) -> None:
         speed = f", {task.speed:,.0f} {task.fields['unit']}/s" if task.speed else ""

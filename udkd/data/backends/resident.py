@@ -98,7 +98,7 @@ class ResidentBackend:
         return resident
 
     def _read_rows(self, ids: NDArray[np.int64], rows: NDArray[np.uint8]) -> None:
-        remedy = "write canvas.npy again with udkd-prep derive"
+        remedy = "write canvas.npy again with udkd data derive"
         try:
             with open(self._path, "rb", buffering=0) as file:
                 for sample_id, row in zip(ids.tolist(), rows, strict=True):
