@@ -34,7 +34,7 @@ docs: $(DONE)/docs
 # The sdist, and the wheel made from it: dist/.
 wheel: $(DONE)/packages
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation >.venv/wheel.log || { cat .venv/wheel.log; exit 1; }
+	$(BIN)/python -m build --no-isolation >.venv/wheel.log 2>&1 || { cat .venv/wheel.log; exit 1; }
 	$(BIN)/twine check --strict dist/*
 
 clean:

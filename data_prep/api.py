@@ -12,6 +12,7 @@ from udkd.data_prep.convert import convert as convert_paths
 from udkd.data_prep.formats import parse_formats
 from udkd.data_prep.image import PIXEL_LIMIT
 from udkd.data_prep.sources import AUTO
+from udkd.data_prep.sources.address import Location, location_of
 from udkd.data_prep.sources.loaded_dataset import loaded_datasets
 from udkd.data_prep.sources.source import SourceSplit
 from udkd.data_prep.sources.torch_dataset import require_map_style
@@ -49,9 +50,10 @@ def convert(
 ) -> Dataset:
     """Convert images into the dataset folder `out`, as `udkd data convert` does, and open it. Options: see its `--help`.
 
-    source: a path, several that form one dataset, a map-style torch Dataset of (image, label) without random transforms,
-    ToTensor or Normalize, or a Dataset or DatasetDict of Hugging Face's `datasets`, whose stored bytes are used. Images of a
-    torch Dataset are PIL, uint8 tensors [C, H, W] or uint8 arrays [H, W, C], C 1 or 3; its labels are integers.
+    source: a path or an address (`https://…`, `s3://…`), several that form one dataset, a map-style torch Dataset of
+    (image, label) without random transforms, ToTensor or Normalize, or a Dataset or DatasetDict of Hugging Face's `datasets`,
+    whose stored bytes are used. Images of a torch Dataset are PIL, uint8 tensors [C, H, W] or uint8 arrays [H, W, C], C 1 or 3;
+    its labels are integers.
     val: for a Dataset, the one to validate on, unless hold_out is given; for paths and a DatasetDict, "test" to validate on
     their test split.
     class_names: a file as for --class-names, the names in label order, or a mapping by label or class folder. Without it, a
@@ -84,21 +86,21 @@ def convert(
         workers=workers or available_cores(),
         overwrite=overwrite,
     )
-    paths = _paths(source)
-    if paths is not None:
+    locations = _locations(source)
+    if locations is not None:
         if not isinstance(val, str):
             raise ConfigError("val is a Dataset and source is a path; expected two Datasets; or name both paths in source")
-        convert_paths(paths, Path(out), settings, observer)
+        convert_paths(locations, Path(out), settings, observer)
     else:
         convert_datasets(_by_split(source, val, settings), Path(out), settings, observer)
     return Dataset(Path(out))
 
 
-def _paths(source: object) -> list[Path] | None:
-    """The paths in `source`; None if it is something else."""
+def _locations(source: object) -> list[Location] | None:
+    """The paths and addresses in `source`; None if it is something else."""
     each = source if isinstance(source, list | tuple) else [source]
-    paths = [Path(path) for path in each if isinstance(path, str | PathLike)]
-    return paths if paths and len(paths) == len(each) else None
+    locations = [location_of(text) for text in each if isinstance(text, str | PathLike)]
+    return locations if locations and len(locations) == len(each) else None
 
 
 def _by_split(source: Any, val: Any, settings: ConvertSettings) -> "dict[SourceSplit | None, MapDataset[Any]]":

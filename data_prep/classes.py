@@ -25,7 +25,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 def imagenet_names() -> dict[str, str]:
     """The names of the 1,000 ILSVRC2012 classes by wnid, with spaces instead of underscores."""
-    text = (resources.files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text()
+    text = (resources.files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text(encoding="utf-8")
     return {wnid: name.replace("_", " ") for wnid, name in (line.split("\t") for line in text.splitlines() if line)}
 
 

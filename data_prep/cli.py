@@ -1,4 +1,4 @@
-"""The commands of `udkd data`; `udkd-prep`, their name before 0.2, runs them, too."""
+"""The commands of `udkd data`; `udkd-prep`, their earlier name, runs them, too."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,12 +28,13 @@ PIXEL_LIMIT = 100_000_000
 @app.command("convert", example="udkd data convert photos --out data --hold-out 10")
 def convert(
     sources: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="SOURCE…",
             help="Folders, tars or zips of images, `[train/|val/]<class>/<name>`; ILSVRC2012's tars as downloaded, with the "
             "devkit or LOC_val_solution.csv; tables of paths and labels (.csv, .tsv, .jsonl, .parquet); Hugging Face's "
-            "parquet and arrow files; WebDatasets; .beton files. Several sources form one dataset.",
+            "parquet and arrow files; WebDatasets; .beton files. Compressed tars (gz, bz2, xz, zst); tars and parquet files at "
+            "addresses: 'https://host/train-{000..146}.tar', 's3://bucket/train-*.tar'. Several sources form one dataset.",
             show_default=False,
         ),
     ],
@@ -140,8 +141,9 @@ def convert(
     """
     from udkd.data_prep.api import convert as convert_sources
 
-    if folder is None:
-        *sources, folder = sources
+    if folder is None:  # like cp
+        *sources, last = sources
+        folder = Path(last)
     if not sources:
         raise ConfigError(f"found one folder, {folder}; expected images and a folder to write; add --out DATA")
     with observed(summaries=True) as observer:

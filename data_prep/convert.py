@@ -39,6 +39,7 @@ from udkd.data_prep.report import FILE_NAME as REPORT_NAME
 from udkd.data_prep.report import read_settings, write_report
 from udkd.data_prep.shards import remove_sidecars, write_shards
 from udkd.data_prep.sources import AUTO, Fields, Source, SourceSplit, SplitName, open_sources
+from udkd.data_prep.sources.address import Location
 from udkd.data_prep.sources.loaded_dataset import LoadedDataset, loaded_datasets
 from udkd.data_prep.sources.torch_dataset import TorchDataset
 from udkd.utils.errors import ConfigError, DataError, MismatchError
@@ -143,15 +144,15 @@ class ConvertSettings:
         }
 
 
-def convert(sources: Sequence[Path], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
-    """Convert sources into `folder`. After an interruption, the same call resumes at the first unfinished shard.
+def convert(sources: Sequence[Location], folder: Path, settings: ConvertSettings, observer: Observer) -> DatasetFolder:
+    """Convert paths and addresses into `folder`. After an interruption, the same call resumes at the first unfinished shard.
 
     The folder has a dataset.json only if it is complete. Raises DataError (unusable sources, bad images with on_bad = "fail"),
     MismatchError (an unfinished conversion with other settings), BusyError, ConfigError and OSError.
     """
     fields = Fields(image=settings.image_field, label=settings.label_field)
-    opened = open_sources(sources, settings.layout, fields, settings.images)
-    _check_separate(sources, folder)
+    opened = open_sources(sources, settings.layout, fields, settings.images, observer)
+    _check_separate([source for source in sources if isinstance(source, Path)], folder)
     return _convert(opened, folder, settings, observer)
 
 

@@ -33,6 +33,7 @@ from udkd.data_prep.sources import (
     identify_unread,
     single_split_in,
 )
+from udkd.data_prep.sources.address import Address, is_file, names_of
 from udkd.utils.errors import DataError
 
 SPLITS: tuple[SplitName, ...] = ("train", "val")
@@ -164,10 +165,10 @@ def list_samples(
 
 
 def _no_images_text(source: Source, listing: Listing) -> str:
-    kind = identify_unread(source.path)
+    kind = identify_unread(source.path) if isinstance(source.path, Path) else None
     text = f"{source.path} holds no images in class folders; expected [train/|val/]<class>/<name>.jpg; "
     others = listing.skipped.reasons
-    if source.path.is_file() and others and others.keys() <= {UNREAD, ARCHIVES, OTHER_FILES}:
+    if is_file(source.path) and others and others.keys() <= {UNREAD, ARCHIVES, OTHER_FILES}:
         remedy = (
             "; unpack it and name the files inside"
             if any(_is_container(name, why) for why, (_, name) in others.items())
@@ -192,15 +193,15 @@ def _entry_splits(
     if hold_out_percent is not None and all((split == SOURCE_SPLITS.index("test")).all() for split in splits):
         return [np.full_like(split, -1) for split in splits]
     hints = [
-        listing.split_hint or single_split_in(source.path.resolve().name)
+        listing.split_hint or single_split_in(names_of(source.path)[-1])
         for source, listing in zip(sources, listings, strict=True)
     ]
     bare = [bool((split < 0).all()) for split in splits]
     named = {split_hint for split_hint, none in zip(hints, bare, strict=True) if none} | {
         SOURCE_SPLITS[code] for split in splits for code in np.unique(split).tolist() if code >= 0
     }
-    by_parent = [single_split_in(source.path.resolve().parent.name) for source in sources]
-    if all(bare) and all(source.path.is_file() for source in sources) and None not in by_parent and len(set(by_parent)) > 1:
+    by_parent = [single_split_in(names_of(source.path)[-2]) for source in sources]
+    if all(bare) and all(is_file(source.path) for source in sources) and None not in by_parent and len(set(by_parent)) > 1:
         return [np.full_like(split, SOURCE_SPLITS.index(name)) for split, name in zip(splits, by_parent, strict=True) if name]
     if None in named or (len(named) < 2 and (hold_out_percent is not None or named == {"test"})):
         return splits
@@ -300,7 +301,7 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
         return f"{where} holds test/ only; expected train/ and val/ images; add the sources that hold them"
     lacks = "train/ but no val/ images" if train else "no train/ and val/ folders"
     hints = {
-        listing.split_hint or single_split_in(source.path.resolve().name)
+        listing.split_hint or single_split_in(names_of(source.path)[-1])
         for source, listing in zip(sources, listings, strict=True)
     }
     if not train and hints == {"test"}:
@@ -340,28 +341,28 @@ def _no_val_text(sources: Sequence[Source], listings: Sequence[Listing], *, trai
 
 def _val_beside(sources: Sequence[Source]) -> Path | None:
     """A sibling of a train source that is named like its validation split."""
-    for source in sources:
-        path = source.path.resolve()
+    for location in [source.path for source in sources if isinstance(source.path, Path)]:
+        path = location.resolve()
         with contextlib.suppress(OSError):
             others = sorted(other for other in path.parent.iterdir() if single_split_in(other.name) == "val")
             siblings = [other for other in others if other.is_dir() or other.suffix in READ_SUFFIXES]
             siblings.sort(key=lambda other: other.is_dir() != path.is_dir())  # folders first for a folder, files for a file
             if siblings and single_split_in(path.name) == "train":
-                return source.path.parent / siblings[0].name
+                return location.parent / siblings[0].name
     return None
 
 
 def _test_beside(sources: Sequence[Source]) -> Path | None:
     """A test folder beside a train folder with some of the same class folders."""
-    for source in sources:
-        path = source.path.resolve()
+    for location in [source.path for source in sources if isinstance(source.path, Path)]:
+        path = location.resolve()
         with contextlib.suppress(OSError):
             classes = (
                 {each.name for each in path.iterdir() if each.is_dir()} if single_split_in(path.name) == "train" else set()
             )
             for other in sorted(path.parent.iterdir() if classes else ()):
                 if single_split_in(other.name) == "test" and any((other / name).is_dir() for name in classes):
-                    return source.path.parent / other.name
+                    return location.parent / other.name
     return None
 
 
@@ -404,7 +405,7 @@ def _check_classes(
 def _location(sample: Sample, sources: Sequence[Source]) -> str:
     """The path of a sample in messages: its source, and for a folder the file in it."""
     path = sources[sample.source_index].path
-    return str(path / escape_name(sample.entry.key)) if path.is_dir() else str(path)
+    return str(path) if isinstance(path, Address) or path.is_file() else str(path / escape_name(sample.entry.key))
 
 
 def _sorted_samples(

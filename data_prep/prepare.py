@@ -21,6 +21,10 @@ class Sample:
     entry: Entry
 
 
+Task = Sequence[tuple[Sample, bytes | None]]
+"""Samples with their bytes, which are None if the worker is to read them."""
+
+
 @dataclass(frozen=True)
 class PrepareJob:
     """Reads images from their sources and prepares them. For an image that cannot be used, the result is the reason."""
@@ -28,13 +32,13 @@ class PrepareJob:
     sources: Sequence[Source]
     settings: PixelSettings
 
-    def __call__(self, task: Sequence[Sample]) -> list[Prepared | str]:
-        return [self._prepare(sample) for sample in task]
+    def __call__(self, task: Task) -> list[Prepared | str]:
+        return [self._prepare(sample, data) for sample, data in task]
 
-    def _prepare(self, sample: Sample) -> Prepared | str:
+    def _prepare(self, sample: Sample, data: bytes | None) -> Prepared | str:
         source = self.sources[sample.source_index]
         try:
-            data = source.read(sample.entry)
+            data = source.read(sample.entry) if data is None else data
         except BadImage as error:
             return str(error)
         except OSError as error:

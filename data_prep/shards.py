@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby, tee
 from pathlib import Path
 
 import PIL
@@ -13,11 +14,13 @@ from udkd.data.manifest import Columns, ColumnsBuilder, ManifestRow, rows_to_col
 from udkd.data.shards import ShardWriter, shard_name
 from udkd.data_prep.image import PixelSettings, Prepared
 from udkd.data_prep.pool import Pool
-from udkd.data_prep.prepare import PrepareJob, Sample
+from udkd.data_prep.prepare import PrepareJob, Sample, Task
+from udkd.data_prep.sources import Source, StreamSource
 from udkd.utils.files import write_json
 from udkd.utils.progress import Observer
 
-CHUNK_SAMPLES = 16  # per task: enough to hide the round trip, and only a few MB of originals with 100 KB each
+CHUNK_SAMPLES = 16  # per task: enough to hide the round trip
+CHUNK_BYTES = 1 << 22  # per task of several samples: streams send the bytes along
 CONVERTER_VERSION = 7  # raise it whenever the same source would give other bytes or other rows
 
 
@@ -38,7 +41,7 @@ def write_shards(
     *,
     shard_samples: int,
     job: PrepareJob,
-    pool: Pool[Sequence[Sample], list[Prepared | str]],
+    pool: Pool[Task, list[Prepared | str]],
     observer: Observer,
 ) -> Columns:
     """Write the missing shards of a split; returns the columns of its manifest.
@@ -53,7 +56,7 @@ def write_shards(
     ]
     _remove_others(folder, len(shards))
     finished = {shard.number: rows for shard in shards if (rows := _finished(folder, shard)) is not None}
-    prepared = _prepared([shard for shard in shards if shard.number not in finished], pool)
+    prepared = _prepared([shard for shard in shards if shard.number not in finished], job.sources, pool)
     columns = ColumnsBuilder()
     for shard in shards:
         if shard.number in finished:
@@ -65,17 +68,40 @@ def write_shards(
 
 
 def _prepared(
-    shards: Sequence[_Shard], pool: Pool[Sequence[Sample], list[Prepared | str]]
+    shards: Sequence[_Shard], sources: Sequence[Source], pool: Pool[Task, list[Prepared | str]]
 ) -> Iterator[tuple[Sample, Prepared | str]]:
     """Yield every sample of the shards with its result, in order. The workers run ahead across shard boundaries."""
-
-    def chunks() -> Iterator[Sequence[Sample]]:
-        for shard in shards:
-            for start in range(0, len(shard.samples), CHUNK_SAMPLES):
-                yield list(shard.samples[start : start + CHUNK_SAMPLES])
-
-    for chunk, results in zip(chunks(), pool.ordered(chunks()), strict=True):
+    for chunk, results in zip(_chunks(shards), pool.ordered(_tasks(shards, sources)), strict=True):
         yield from zip(chunk, results, strict=True)
+
+
+def _chunks(shards: Sequence[_Shard]) -> Iterator[list[Sample]]:
+    for shard in shards:
+        chunk: list[Sample] = []
+        room = CHUNK_BYTES
+        for sample in shard.samples:
+            if chunk and (len(chunk) == CHUNK_SAMPLES or sample.entry.size > room):
+                yield chunk
+                chunk, room = [], CHUNK_BYTES
+            chunk.append(sample)
+            room -= sample.entry.size
+        if chunk:
+            yield chunk
+
+
+def _tasks(shards: Sequence[_Shard], sources: Sequence[Source]) -> Iterator[Task]:
+    """The chunks as tasks, with the bytes of the samples that can only be read in order."""
+    samples = (sample for chunk in _chunks(shards) for sample in chunk)
+    groups = groupby(samples, key=lambda sample: sample.source_index)
+    read = (pair for index, group in groups for pair in _read(sources[index], group))
+    return ([next(read) for _ in chunk] for chunk in _chunks(shards))
+
+
+def _read(source: Source, samples: Iterator[Sample]) -> Iterator[tuple[Sample, bytes | None]]:
+    if not isinstance(source, StreamSource):
+        return ((sample, None) for sample in samples)
+    ours, theirs = tee(samples)
+    return zip(ours, source.read_in_order(sample.entry for sample in theirs), strict=True)
 
 
 def _write(folder: Path, shard: _Shard, prepared: Iterator[tuple[Sample, Prepared | str]], observer: Observer) -> Columns:

@@ -4,17 +4,26 @@ When the parent dies for any reason, the next read or write on the socket fails 
 """
 
 import contextlib
+import queue
 import sys
+import threading
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 from udkd.utils.errors import UserError
 
 
 def serve(connection: Connection) -> None:
-    """Answer each (number, task) with (number, result, None) or (number, None, failure). (None, job) sets the job."""
-    while True:
-        number, task = connection.recv()
+    """Answer each (number, task) with (number, result, None) or (number, None, failure). (None, job) sets the job.
+
+    A thread receives, so that the parent can always send: tasks may be larger than the buffer of the socket, and a worker that
+    waits to send its result while the parent waits to send a task would wait forever.
+    """
+    received: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, received), daemon=True).start()
+    while (message := received.get()) is not None:
+        number, task = message
         if number is None:
             job = task
             continue
@@ -31,6 +40,13 @@ def serve(connection: Connection) -> None:
         except Exception:
             failure = ("bug", (traceback.format_exc(),))
         connection.send((number, result, failure))
+
+
+def _receive(connection: Connection, received: "queue.SimpleQueue[tuple[Any, Any] | None]") -> None:
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            received.put(connection.recv())
+    received.put(None)
 
 
 def main() -> None:

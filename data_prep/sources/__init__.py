@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from udkd.data_prep.sources.address import Address, Location, expand
 from udkd.data_prep.sources.beton import Beton
 from udkd.data_prep.sources.class_tars import ClassTars, class_tars
 from udkd.data_prep.sources.fields import DETECT_FIELDS, IMAGE_OPTION, LABEL_OPTION, Fields
@@ -24,7 +25,10 @@ from udkd.data_prep.sources.source import (
     Source,
     SourceSplit,
     SplitName,
+    StreamSource,
 )
+from udkd.data_prep.sources.streamed_parquet import StreamedParquet
+from udkd.data_prep.sources.streamed_tar import StreamedTar, is_compressed_tar, open_stream
 from udkd.data_prep.sources.table import IMAGES_OPTION, Table
 from udkd.data_prep.sources.tar import Tar
 from udkd.data_prep.sources.tree import Tree
@@ -32,6 +36,7 @@ from udkd.data_prep.sources.unread_kinds import identify_unread
 from udkd.data_prep.sources.webdataset import WebDataset
 from udkd.data_prep.sources.zip import Zip
 from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.progress import SILENT, Observer
 
 __all__ = [
     "ARCHIVES",
@@ -48,6 +53,7 @@ __all__ = [
     "Source",
     "SourceSplit",
     "SplitName",
+    "StreamSource",
     "identify_unread",
     "open_sources",
     "single_split_in",
@@ -90,7 +96,7 @@ class _SourceInFolder:
 
     @property
     def path(self) -> Path:
-        return self.source.path
+        return _local(self.source)
 
     def list(self) -> Listing:
         """The source's listing, with the folder's other files as skipped files."""
@@ -110,9 +116,15 @@ class _SourceInFolder:
         return self.source.read(entry)
 
 
+def _local(source: Source) -> Path:
+    """The path of a source that is not an address."""
+    assert isinstance(source.path, Path)
+    return source.path
+
+
 def _read_files(source: Source) -> frozenset[Path]:
     """The files of a folder that its source reads; empty if the source handles all files of the folder."""
-    path = source.path
+    path = _local(source)
     if not path.is_dir() or isinstance(source, Tree) or (path / "dataset.json").is_file():
         return frozenset()
     files: Iterable[Path | None] = ()
@@ -133,9 +145,13 @@ def _read_files(source: Source) -> frozenset[Path]:
 
 
 def open_sources(
-    paths: Sequence[Path], layout: str = AUTO, fields: Fields = DETECT_FIELDS, images: Path | None = None
+    locations: Sequence[Location],
+    layout: str = AUTO,
+    fields: Fields = DETECT_FIELDS,
+    images: Path | None = None,
+    observer: Observer = SILENT,
 ) -> list[Source]:
-    """Open sources with the named layout, or detect it. A ground truth among `paths` labels a val/ without class folders.
+    """Open sources with the named layout, or detect it. A ground truth among them labels a val/ without class folders.
 
     images: the folder that the paths in tables are relative to. A folder of images without class folders, named beside a table,
     may be that folder, too. Raises ConfigError for an unknown layout and for fields or images of sources that have none. Raises
@@ -144,6 +160,7 @@ def open_sources(
     """
     if layout not in (AUTO, *LAYOUTS):
         raise ConfigError(f"the layout {layout!r} is unknown; expected {AUTO}, {', '.join(LAYOUTS)}; change --layout")
+    paths = [location for location in locations if isinstance(location, Path)]
     for path in paths:
         if not path.exists():
             fault = "is a broken link" if path.is_symlink() else "does not exist"
@@ -153,10 +170,19 @@ def open_sources(
         read_ground_truth(path)
     if len(ground_truths) > 1:
         raise DataError(f"{ground_truths[0]} and {ground_truths[1]} both label the validation images; expected one; remove one")
-    opened = [_open(path, layout, ground_truths[0] if ground_truths else None) for path in paths if path not in ground_truths]
+    ground_truth = ground_truths[0] if ground_truths else None
+    opened: list[Source] = []
+    for location in locations:
+        if isinstance(location, Address):
+            opened += [_open_stream(each, layout, ground_truth, observer) for each in expand(location)]
+        elif location not in ground_truths:
+            stream = is_compressed_tar(location)
+            opened.append(
+                _open_stream(location, layout, ground_truth, observer) if stream else _open(location, layout, ground_truth)
+            )
     bare = map(_bare, opened)
     if ground_truths and not any(
-        isinstance(source, Tree | Tar | Zip) or (isinstance(source, Ilsvrc) and source.val) for source in bare
+        isinstance(source, Tree | Tar | Zip | StreamedTar) or (isinstance(source, Ilsvrc) and source.val) for source in bare
     ):
         raise DataError(f"{ground_truths[0]} labels validation images, which no source holds; expected their tar; name it too")
     return _with_fields(_with_images(opened, images), fields)
@@ -204,9 +230,19 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     return changed
 
 
+_WITH_FIELDS = WebDataset | SavedDataset | Parquet | Beton | Table | StreamedTar | StreamedParquet
+
+
 def _with_source_fields(source: Source, fields: Fields) -> Source:
-    has_fields = isinstance(_bare(source), WebDataset | SavedDataset | Parquet | Beton | Table)
+    has_fields = isinstance(_bare(source), _WITH_FIELDS)
+    if isinstance(source, StreamedTar) and not source.is_webdataset:
+        has_fields = False
     return _replaced(source, fields=fields) if has_fields else source
+
+
+def _open_stream(location: Location, layout: str, ground_truth: Path | None, observer: Observer) -> Source:
+    given = None if ground_truth is None else open_ground_truth(ground_truth)
+    return open_stream(location, None if layout == AUTO else layout, ground_truth=given, observer=observer)
 
 
 def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:
@@ -225,9 +261,10 @@ def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:
         return _choose_reading(path, {name: _with_ground_truth(source, ground_truth) for name, source in readings.items()})
     what = identify_unread(path)
     if what is not None:
-        raise DataError(f"{path} is of an unsupported kind ({what[0]}); expected a folder or a tar of images; {what[1]}")
+        raise DataError(f"{path} is of an unsupported kind ({what[0]}); expected a folder, tar or zip of images; {what[1]}")
     raise DataError(
-        f"{path} is of an unknown kind; expected a folder or a tar file of images, parquet files or a .beton; check the path"
+        f"{path} is of an unknown kind; expected a folder, tar or zip of images, a table of paths, parquet files or a .beton; "
+        "check the path"
     )
 
 

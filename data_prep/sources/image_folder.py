@@ -2,8 +2,8 @@
 
 from array import array
 from collections.abc import Mapping
-from pathlib import Path
 
+from udkd.data_prep.sources.address import Location
 from udkd.data_prep.sources.ground_truth import GroundTruth, choose_ground_truth
 from udkd.data_prep.sources.layout import is_test_list, looks_like_val, parse_paths, skip_reason
 from udkd.data_prep.sources.source import Entry, EntryTable, Listing, Skipped
@@ -17,7 +17,7 @@ class ListingBuilder:
     ground_truth: named by the user.
     """
 
-    def __init__(self, source: Path, root: str, *, splits: bool, ground_truth: GroundTruth | None) -> None:
+    def __init__(self, source: Location, root: str, *, splits: bool, ground_truth: GroundTruth | None) -> None:
         self._source, self._root, self._splits = source, root, splits
         self._given_ground_truth, self._ground_truths, self._used = ground_truth, dict[str, GroundTruth](), ""
         self._names, self._numbers = StringColumnBuilder(), array("q")
@@ -48,8 +48,8 @@ class ListingBuilder:
         """Add a possible ground truth. name: its path in the source; empty for a file next to the source."""
         self._ground_truths[name] = ground_truth
 
-    def listing(self) -> Listing:
-        """Build the listing. Raises DataError: see `parse_paths`."""
+    def listing(self, *, sequential: bool = False) -> Listing:
+        """Build the listing. sequential: see Listing. Raises DataError: see `parse_paths`."""
         paths = self._names.finish()
         parsed = parse_paths(paths, self._root, source=str(self._source), splits=self._splits, ground_truth=self._ground_truth)
         entries = EntryTable()
@@ -67,6 +67,7 @@ class ListingBuilder:
         return Listing(
             entries=entries,
             skipped=self._skipped,
+            sequential=sequential,
             split_hint=parsed.split_hint,
             unclear_val=unclear_val,
             val_advice=val_advice,

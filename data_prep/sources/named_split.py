@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Final
 
+from udkd.data_prep.sources.address import Address
 from udkd.data_prep.sources.source import Listing, SourceSplit
 from udkd.utils.errors import DataError
 
@@ -38,7 +39,7 @@ def _split(match: re.Match[str]) -> SourceSplit:
 class LabelFolders:
     """Turns text labels into names of class folders, without slashes. path: of the source, for errors."""
 
-    def __init__(self, path: PurePath) -> None:
+    def __init__(self, path: PurePath | Address) -> None:
         self._path = path
         self._label_of: dict[str, str] = {}
 

@@ -3,10 +3,11 @@
 import contextlib
 import mmap
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ import pyarrow.parquet as pq
 
 from udkd.data.image_files import BadImage
 from udkd.data_prep.classes import wnids_of
+from udkd.data_prep.sources.address import Address, Location
+from udkd.data_prep.sources.byte_stream import ByteStream
 from udkd.data_prep.sources.fields import (
     IMAGE_OPTION,
     LABEL_LIKE,
@@ -68,18 +71,18 @@ class ImageRow:
     image: pa.Scalar
 
 
-def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
-    """See Parquet.list."""
+def list_rows(path: Location, files: Sequence[Location], fields: Fields, stream: ByteStream | None = None) -> Listing:
+    """See Parquet.list. stream: of the only file, if it is at an address."""
     listing, folders, agreement = Listing(sequential=True), LabelFolders(path), LabelAgreement()
     ambiguous = len({file.name for file in files}) < len(files)  # then the names of rows include the folder
     others: set[str] = set()
     val_advice, versions = "", dict[SourceSplit | None, set[str]]()
     for file in files:
-        key = "" if file == path else str(file.relative_to(path))
+        key = "" if file == path or isinstance(file, Address) else os.path.relpath(file, str(path))
         stem = (key if ambiguous else file.name).removesuffix(".parquet").removesuffix(".arrow")
-        split, stamp = last_split_in(Path(key or file.name)), file.stat().st_mtime_ns
+        split = last_split_in(Path(key or file.name))
         try:
-            with _opened(file) as (schema, batches):
+            with _opened(file, stream) as (schema, batches, stamp):
                 columns = choose_columns(file, schema, fields, may_lack_labels=split == "test")
                 split_column = next((name for name in schema.names if name.lower() in SPLIT_COLUMNS), "")
                 val_advice = val_advice or (split_column and SPLIT_COLUMN_ADVICE.format(file=file, name=split_column))
@@ -105,14 +108,47 @@ def list_rows(path: Path, files: Sequence[Path], fields: Fields) -> Listing:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tuple[pa.Schema, Callable[[list[str]], Iterable[pa.RecordBatch]]]]:
-    """The schema of a file, and a function that yields its rows with the named columns."""
-    if file.suffix.lower() == ".parquet":
+def _opened(
+    file: Location, stream: ByteStream | None = None
+) -> Iterator[tuple[pa.Schema, Callable[[list[str]], Iterable[pa.RecordBatch]], int]]:
+    """The schema of a file, a function that yields its rows with the named columns, and its stamp: see Entry."""
+    if isinstance(file, Address):
+        assert stream is not None
+        with _streamed(stream) as parquet:  # one thread: the file can be asked for one thing at a time
+            batches = partial(parquet.iter_batches, BATCH_ROWS, use_threads=False)
+            yield parquet.schema_arrow, lambda names: batches(columns=names), zlib.crc32(stream.tag.encode())
+    elif file.suffix.lower() == ".parquet":
         with pq.ParquetFile(file) as parquet:
-            yield parquet.schema_arrow, lambda names: parquet.iter_batches(batch_size=BATCH_ROWS, columns=names)
+            batches = partial(parquet.iter_batches, BATCH_ROWS)
+            yield parquet.schema_arrow, lambda names: batches(columns=names), file.stat().st_mtime_ns
     else:
         table = _arrow_table(file)
-        yield table.schema, lambda names: table.select(names).to_batches(max_chunksize=BATCH_ROWS)
+        yield table.schema, lambda names: table.select(names).to_batches(max_chunksize=BATCH_ROWS), file.stat().st_mtime_ns
+
+
+@contextlib.contextmanager
+def _streamed(stream: ByteStream) -> Iterator[pq.ParquetFile]:
+    with stream.reader() as reader, pq.ParquetFile(pa.PythonFile(reader.seekable(), mode="r")) as parquet:
+        yield parquet
+
+
+def read_rows(stream: ByteStream, rows: Iterable[int], fields: Fields) -> Iterator[bytes]:
+    """The bytes of the images in ascending rows. Each row group is read once. Raises DataError."""
+    try:
+        with _streamed(stream) as parquet:
+            image = choose_columns(stream.location, parquet.schema_arrow, fields, may_lack_labels=True).image
+            group, start, end, values = -1, 0, 0, None
+            for row in rows:
+                while row >= end:
+                    group, start = group + 1, end
+                    end, values = start + parquet.metadata.row_group(group).num_rows, None
+                if values is None:
+                    values = _bytes_of(
+                        parquet.read_row_group(group, columns=[image], use_threads=False).column(0).combine_chunks()
+                    )
+                yield bytes(values[row - start].as_py() or b"")
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(stream.location, error) from None
 
 
 def has_images(files: Iterable[Path]) -> bool:
@@ -145,9 +181,11 @@ def iter_values(file: Path, columns: Sequence[str]) -> Iterator[list[object]]:
         raise _unreadable(file, error) from None
 
 
-def _unreadable(file: Path, error: Exception) -> DataError:
+def _unreadable(file: Location, error: Exception) -> DataError:
     text = str(error).splitlines()[0][:MAX_ERROR_TEXT]
-    return DataError(f"{file} cannot be read ({text}); expected a complete {file.suffix[1:].lower()} file; fetch it again")
+    return DataError(
+        f"{file} cannot be read ({text}); expected a complete {file.name.rpartition('.')[2].lower()} file; fetch it again"
+    )
 
 
 def read_row(file: Path, row: int, fields: Fields) -> bytes:
@@ -175,7 +213,12 @@ def image_bytes(value: object, folder: Path) -> bytes:
 
 
 def iter_rows(
-    batches: Iterable[pa.RecordBatch], columns: Columns, schema: pa.Schema, where: Path, prefix: str, agreement: LabelAgreement
+    batches: Iterable[pa.RecordBatch],
+    columns: Columns,
+    schema: pa.Schema,
+    where: Location,
+    prefix: str,
+    agreement: LabelAgreement,
 ) -> Iterator[ImageRow]:
     """Yield the rows of batches. where: the file of the rows, for errors and for relative paths. prefix: of names.
 
@@ -190,7 +233,7 @@ def iter_rows(
             file = path if isinstance(path, str) else ""
             name = f"{prefix}{index:06d}" + (f"-{file.rsplit('/', 1)[-1]}" if file else "")
             row_labels = {label: _label(where, values[n], names[label]) for label, values in labels.items()}
-            status = _status(where.parent / file) if file and size is None else None
+            status = _status(where.parent / file) if file and size is None and isinstance(where, Path) else None
             any_image = any_image or size is not None or status is not None
             yield ImageRow(
                 index=index,
@@ -216,7 +259,7 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def choose_columns(file: Path, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> Columns:
+def choose_columns(file: Location, schema: pa.Schema, fields: Fields, *, may_lack_labels: bool = False) -> Columns:
     """The columns to read. Raises DataError if there are none, or if the user must choose."""
     images = _image_columns(schema)
     labels = [field.name for field in schema if LABEL_LIKE.fullmatch(field.name) and not _is_list(field.type)]
@@ -282,7 +325,7 @@ def _unique_names(names: list[str]) -> list[str]:
     return [name if count[name] == 1 else f"{name}-{class_name_of_label(n)}" for n, name in enumerate(names)]
 
 
-def _label(file: Path, value: object, names: Sequence[str] | None) -> Label:
+def _label(file: Location, value: object, names: Sequence[str] | None) -> Label:
     """The class name of a label if `names` has one, else the label. Raises DataError for an invalid value."""
     try:
         label = label_of(value)

@@ -3,9 +3,9 @@
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, overload
+from typing import Generic, Literal, Protocol, TypeVar, overload, runtime_checkable
 
+from udkd.data_prep.sources.address import Location
 from udkd.utils.string_column import StringColumnBuilder
 
 SplitName = Literal["train", "val"]
@@ -20,7 +20,7 @@ class Entry:
     split: None if the source has no splits. Images of `test` are listed too, but usually not converted.
     class_name, name: the class folder and the path inside it; together they are unique within a split.
     key: identifies the image or its container in the source. offset, size: position and number of its bytes in the container.
-    stamp: modification time in ns; a resumed conversion reads an image again if its stamp has changed.
+    stamp: modification time in ns, or a checksum; a resumed conversion reads an image again if its stamp has changed.
     """
 
     split: SourceSplit | None
@@ -172,11 +172,19 @@ class Source(Protocol):
     """A source of images: `list` is called once, then `read` for each entry. Must be picklable: workers get a copy."""
 
     @property
-    def path(self) -> Path:
-        """The path that the user named."""
+    def path(self) -> Location:
+        """The path or the address that the user named."""
 
     def list(self) -> Listing:
         """All images. Raises DataError if the source is damaged or invalid."""
 
     def read(self, entry: Entry) -> bytes:
         """The bytes of one image. Raises OSError, and BadImage if the image is known to be missing."""
+
+
+@runtime_checkable
+class StreamSource(Source, Protocol):
+    """A source whose images can only be read in the order of its listing. They are read in one process."""
+
+    def read_in_order(self, entries: Iterable[Entry]) -> Iterator[bytes]:
+        """The bytes of each entry; the entries are taken one by one. Raises DataError."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -236,15 +237,15 @@ class _Finder:
     """Finds the files of paths below a folder, with or without their suffix."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = os.path.abspath(root)
         self._by_stem: dict[str, dict[str, list[str]]] = {}
 
     def find(self, path: str, where: str) -> tuple[str, int, int]:
         """The absolute path, the size and the modification time of a file; size and time are 0 if it is missing."""
-        key = os.path.abspath(self.root / path)
+        key = os.path.normpath(os.path.join(self.root, path))
         try:
             status = os.stat(key)
-            if os.path.isfile(key):
+            if stat.S_ISREG(status.st_mode):
                 return key, status.st_size, status.st_mtime_ns
         except OSError:
             pass
@@ -261,7 +262,7 @@ class _Finder:
 
     def exists(self, path: str) -> bool:
         """Whether a file has this path."""
-        key = self.root / path
+        key = Path(self.root, path)
         if key.is_file():
             return True
         return not is_image_path(path) and any(key.with_name(key.name + suffix).is_file() for suffix in _ANY_CASE)
@@ -327,8 +328,9 @@ def _split_in_path(path: str) -> SourceSplit | None:
     return next((single_split_in(part) for part in path.split("/")[:-1] if PLAIN_SPLIT.fullmatch(part)), None)
 
 
-def _name(key: str, root: Path, classes: Iterable[str]) -> str:
+def _name(key: str, root: str, classes: Iterable[str]) -> str:
     """The path inside the class folder, if it is in one of that name, else the path inside the root."""
-    parts = os.path.relpath(key, root).split(os.sep)
+    start = f"{root}/"
+    parts = (key.removeprefix(start) if key.startswith(start) else os.path.relpath(key, root)).split("/")
     folders = [n for n, part in enumerate(parts[:-1]) if part in classes]
     return "/".join(part for part in parts[folders[-1] + 1 if folders else 0 :] if part != "..")

@@ -24,7 +24,7 @@ class Tar:
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
-        """A Tar if `path` is a tar file. Raises DataError for a compressed one."""
+        """A Tar if `path` is a tar file."""
         return Tar(path) if is_tar(path) else None
 
     def list(self) -> Listing:

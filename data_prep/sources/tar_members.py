@@ -1,37 +1,48 @@
-"""Lists the members of a tar file by name and offset, and reads them in place."""
+"""Lists the members of a tar by name and offset. Those of a file are read in place, those of a stream in passing."""
 
 import os
+import sys
 import tarfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from udkd.data_prep.sources.byte_stream import ByteReader, ByteStream
+from udkd.data_prep.sources.decompress import compression_of
 from udkd.utils.errors import DataError, UserError
 
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 BLOCK = tarfile.BLOCKSIZE
+PART = 1 << 20  # bytes of a member that are read at once
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A regular file in a tar. name: its path, without empty and `.` parts. offset: in the tar file, bytes. size: bytes."""
+    """A regular file in a tar. name: its path, without empty and `.` parts. offset: in the tar, bytes. size: bytes.
+
+    crc: CRC-32 of the bytes. data: the bytes. Both are only set for members of a stream, data for those that were asked for.
+    """
 
     name: str
     offset: int
     size: int
+    crc: int = 0
+    data: bytes = b""
 
 
 def is_tar(path: Path) -> bool:
-    """Whether `path` is a tar file. Raises DataError for a compressed one, whose members cannot be read by offset."""
+    """Whether `path` is a tar file, whose members can be read by offset: not a compressed one."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         start = file.read(BLOCK)
-    for magic, kind in COMPRESSED.items():
-        if (start.startswith(magic) and ".tar" in path.name) or (start.startswith(magic) and path.suffix == ".tgz"):
-            raise DataError(f"{path} is compressed ({kind}); expected a plain tar; decompress it first")
-    return start[257:262] == b"ustar" or path.suffix.lower() == ".tar"
+    return has_tar_magic(start) or (path.suffix.lower() == ".tar" and not compression_of(start))
+
+
+def has_tar_magic(start: bytes) -> bool:
+    """Whether the first bytes of a file are those of a tar; tars from before 1988 have no such mark."""
+    return start[257:262] == b"ustar"
 
 
 def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMember]:
@@ -53,11 +64,64 @@ def iter_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMem
                 targets = _link_targets(window, what) if targets is None else targets
                 target = targets.get(_normalized(header.linkname))
                 if target is None:
-                    raise DataError(
-                        f"{what} holds {header.name!r}, a hard link to {header.linkname!r}, which is not in the archive; "
-                        "expected regular files and folders; pack the images again with tar --hard-dereference"
-                    )
+                    raise _bad_link(header, what, "is not in the archive")
                 yield TarMember(_normalized(header.name), target.offset, target.size)
+
+
+def stream_members(stream: ByteStream, reader: ByteReader, keep: Callable[[str, int], bool]) -> Iterator[TarMember]:
+    """The regular files of a tar that is read as a stream, as by `iter_members`, with the CRC-32 of each.
+
+    reader: of the stream, at its start. keep: called with name and size, whether to yield the bytes, too. A hard link yields
+    its target, which must come before it; archives with links are read three times.
+    """
+    what = str(stream.location)
+    targets: dict[str, TarMember] | None = None
+    for header, offset in _headers(_StreamWindow(reader, 0), what):
+        if header.isreg():
+            yield _read_member(reader, header, offset, keep)
+        elif header.islnk():
+            targets = _stream_targets(stream, what) if targets is None else targets
+            target = targets.get(_normalized(header.linkname))
+            if target is None or target.offset > offset:
+                raise _bad_link(header, what, "is not in the archive" if target is None else "comes later in the stream")
+            yield TarMember(_normalized(header.name), target.offset, target.size, target.crc)
+
+
+def stream_names(reader: ByteReader, what: str) -> Iterator[str]:
+    """The names of the files and the hard links in a tar that is read as a stream. what: the tar, for errors."""
+    headers = (header for header, _ in _headers(_StreamWindow(reader, 0), what))
+    return (_normalized(header.name) for header in headers if header.isreg() or header.islnk())
+
+
+def _read_member(
+    reader: ByteReader, header: tarfile.TarInfo, offset: int, keep: Callable[[str, int], bool] = lambda *_: False
+) -> TarMember:
+    name, crc, parts, missing = _normalized(header.name), 0, [], header.size
+    kept = keep(name, header.size)
+    while missing and (part := reader.read(min(missing, PART))):
+        crc = zlib.crc32(part, crc)
+        missing -= len(part)
+        if kept:
+            parts.append(part)
+    return TarMember(name, offset, header.size, crc, b"".join(parts))
+
+
+def _stream_targets(stream: ByteStream, what: str) -> dict[str, TarMember]:
+    """`_link_targets` for a stream."""
+    with stream.reader() as reader:
+        links = (header for header, _ in _headers(_StreamWindow(reader, 0), what) if header.islnk())
+        linked = {_normalized(header.linkname) for header in links}
+    with stream.reader() as reader:
+        files = ((header, offset) for header, offset in _headers(_StreamWindow(reader, 0), what) if header.isreg())
+        found = (_read_member(reader, header, offset) for header, offset in files if _normalized(header.name) in linked)
+        return {member.name: member for member in found}
+
+
+def _bad_link(header: tarfile.TarInfo, what: str, fault: str) -> DataError:
+    return DataError(
+        f"{what} holds {header.name!r}, a hard link to {header.linkname!r}, which {fault}; "
+        "expected regular files and folders; pack the images again with tar --hard-dereference"
+    )
 
 
 def _normalized(name: str) -> str:
@@ -106,7 +170,7 @@ def _headers(file: "_FileWindow", what: str) -> Iterator[tuple[tarfile.TarInfo, 
 def _next_data(window: "_FileWindow", start: int) -> int | None:
     """Offset of the first block from `start` on that is not all zeros; None if only zeros follow."""
     window.seek(start)
-    while data := window.read(1 << 20):
+    while data := window.read(PART):
         if (zeros := len(data) - len(data.lstrip(b"\0"))) < len(data):
             return start + zeros // BLOCK * BLOCK
         start += len(data)
@@ -141,11 +205,16 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
 class _FileWindow:
     """A file object for a range of an open file, with the methods that tarfile needs."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+    def __init__(self, file: "BinaryIO | ByteReader", start: int, size: int) -> None:
         self._file = file
         self.start = start
-        self.size = size
+        self._size = size
         self._position = 0
+
+    @property
+    def size(self) -> int:
+        """The number of bytes in the window."""
+        return self._size
 
     def part(self, start: int) -> "_FileWindow":
         """The rest of the window from `start` on."""
@@ -162,3 +231,18 @@ class _FileWindow:
         data = self._file.read(max(0, min(size, self.size - self._position)))
         self._position += len(data)
         return data
+
+
+class _StreamWindow(_FileWindow):
+    """The bytes of a stream from an offset on. size: sys.maxsize or more until the end was reached."""
+
+    def __init__(self, reader: ByteReader, start: int) -> None:
+        super().__init__(reader, start, sys.maxsize)
+        self._reader = reader
+
+    @property
+    def size(self) -> int:
+        return self._reader.size - self.start
+
+    def part(self, start: int) -> "_StreamWindow":
+        return _StreamWindow(self._reader, self.start + start)

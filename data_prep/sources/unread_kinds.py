@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from udkd.data_prep.sources.decompress import compression_of
 from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, UNREAD_SUFFIXES, is_hidden
 
 MAX_PEEKED = 20_000  # files looked at in a folder
@@ -25,14 +26,16 @@ FLAT_IMAGES = (
     "sort them into folders, one per class, list them in a .csv with the columns path and label, or name the ground truth of "
     "ILSVRC2012's or Tiny-ImageNet's val as a source",
 )
+COMPRESSED_TAR = re.compile(r"(?P<stem>.+)\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 # Pattern of file names, what they are, what to do. The first match decides.
 UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
     (
         r"dataset_dict\.json|state\.json|.*\.arrow",
         "files of Hugging Face's `datasets`",
-        "name the folder with the .arrow files",
+        "name the folder of save_to_disk",
     ),
-    (r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", "a compressed tar", "decompress it first and name the tar"),
+    (COMPRESSED_TAR.pattern, "compressed tars", "name the tars themselves, such as FOLDER/*.tar.gz"),
+    (r".*\.tar\.\w+", "a tar with a compression that is not read", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),
     (r".*\.parquet", "parquet files", "name the folder that holds them"),
     (r".*\.(beton|ffcv)", ".beton files", "name the files themselves"),
@@ -75,7 +78,16 @@ def identify_unread(path: Path) -> tuple[str, str] | None:
         with open(path, "rb") as file:
             start = file.read(8)
     magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)
+    if COMPRESSED_TAR.fullmatch(path.name):
+        return FLAT_IMAGES if compression_of(start) else ("not compressed, though its name says so", "fetch it again")
     return _kind([path.name]) or (_kind([magic]) if magic else None)
+
+
+def kind_of_bytes(start: bytes) -> str:
+    """What a file is by its first bytes, such as `a zip archive`; empty if it may be a tar."""
+    magic = next((name for begin, name in MAGIC.items() if start.startswith(begin)), None)
+    kind = _kind([magic]) if magic else None
+    return kind[0] if kind else ""
 
 
 def _kind(names: list[str]) -> tuple[str, str] | None:

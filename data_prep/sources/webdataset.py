@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, islice
 from pathlib import Path, PurePath
 
+from udkd.data_prep.sources.address import Location
 from udkd.data_prep.sources.fields import (
     DETECT_FIELDS,
     IMAGE_OPTION,
@@ -54,7 +55,8 @@ class WebDataset:
         texts: also accept samples with other text files instead of labels, if they are not in folders, which could be classes.
         """
         one_of_each_split = {last_split_in(_path_inside(path, tar)): tar for tar in reversed(_tars(path))}
-        return WebDataset(path) if any(is_tar(tar) and _has_samples(tar, texts) for tar in one_of_each_split.values()) else None
+        found = any(is_tar(tar) and has_samples(_first_names(tar), texts) for tar in one_of_each_split.values())
+        return WebDataset(path) if found else None
 
     def list(self) -> Listing:
         """All samples with an image and a label.
@@ -67,17 +69,20 @@ class WebDataset:
         first: dict[tuple[SourceSplit | None, str, str], str] = {}
         for tar in tars:
             if not is_tar(tar):
-                raise DataError(f"{tar} is not a tar; expected shards of a WebDataset; fetch it again")
+                raise DataError(
+                    f"{tar} is not a plain tar; expected shards of a WebDataset; fetch it again, or name the tars themselves "
+                    "if it is compressed"
+                )
             key, stamp = "" if tar == self.path else str(_path_inside(self.path, tar)), tar.stat().st_mtime_ns
             split = last_split_in(_path_inside(self.path, tar))
-            for sample in _samples(tar, listing.skipped):
-                image_and_label = self._image_and_label(sample, agreement, listing.skipped)
+            for sample in samples_of(iter_members(tar), tar, listing.skipped, partial(_read_member, tar)):
+                image_and_label = image_and_label_of(sample, self.fields, agreement, listing.skipped)
                 if image_and_label is None:
                     continue
                 image, label = image_and_label
                 if isinstance(label, int):
                     label = names[label] if names and label < len(names) else listing.class_of_label(label)
-                part = split or _split_of_folders(image.name.rpartition("/")[0])
+                part = split or split_of_folders(image.name.rpartition("/")[0])
                 class_name, name = folders.folder(label), f"{tar.stem}/{image.name}"
                 # Shards of the same name in several folders may repeat names, which are then prefixed with the folder.
                 if ambiguous[split, tar.name] > 1 and first.setdefault((part, class_name, name), key) != key:
@@ -85,35 +90,8 @@ class WebDataset:
                 listing.entries.append(Entry(part, class_name, name, key, image.offset, image.size, stamp))
         agreement.finish(self.path)
         if not len(listing.entries) and listing.skipped.count:
-            raise DataError(self._no_samples_text(listing.skipped))
+            raise no_samples_error(self.path, self.fields, listing.skipped)
         return listing
-
-    def _image_and_label(
-        self, sample: "_Sample", agreement: LabelAgreement, skipped: Skipped
-    ) -> tuple[TarMember, int | str] | None:
-        """The image and the label of a sample; if it lacks one of them, add it to `skipped` and return None."""
-        image = sample.image(self.fields.image)
-        if image is None:
-            for member in sample.files.values():
-                skipped.append(member.name, UNREAD if skip_reason(member.name) == UNREAD else NO_IMAGE)
-            return None
-        label = agreement.take(sample.labels(self.fields.label), sample)
-        if label is None:
-            skipped.append(image.name, NO_LABEL)
-            return None
-        return image, label
-
-    def _no_samples_text(self, skipped: Skipped) -> str:
-        listed = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in skipped.reasons.items())
-        name = skipped.reasons.get(NO_LABEL, (0, ""))[1]
-        folders = (
-            ", or give --layout imagefolder if folders are the classes" if "/" in name and self.fields == DETECT_FIELDS else ""
-        )
-        adjacent = ", the files of a sample one after the other" if {NO_LABEL, NO_IMAGE} <= skipped.reasons.keys() else ""
-        return (
-            f"{self.path} has no image with a label ({listed}); expected an image, and .cls or .json with one of "
-            f"{', '.join(JSON_KEYS)}, in each sample{adjacent}; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
-        )
 
     def read(self, entry: Entry) -> bytes:
         """The image's bytes, by offset."""
@@ -121,12 +99,13 @@ class WebDataset:
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """The files of a sample. files: by extension, in lower case."""
+class Sample:
+    """The files of a sample. files: by extension, in lower case. read: returns the bytes of one."""
 
-    tar: Path
+    tar: Location
     name: str
     files: Mapping[str, TarMember]
+    read: Callable[[TarMember], bytes]
 
     def __str__(self) -> str:
         return f"{self.tar}: sample {self.name}"
@@ -170,7 +149,7 @@ class _Sample:
         member = self.files[extension]
         if member.size > LABEL_BYTES:
             raise ValueError(f"has {member.size:,} bytes")
-        return read_at(self.tar, member.offset, member.size)
+        return self.read(member)
 
     def _fault(self, extension: str, error: ValueError) -> DataError:
         text = " ".join(str(error).split())[:200]
@@ -183,9 +162,43 @@ class _Sample:
 IMAGE_EXTENSIONS = {extension.removeprefix(".") for extension in IMAGE_SUFFIXES}
 
 
-def _samples(tar: Path, skipped: Skipped) -> Iterator[_Sample]:
+def image_and_label_of(
+    sample: Sample, fields: Fields, agreement: LabelAgreement, skipped: Skipped
+) -> tuple[TarMember, int | str] | None:
+    """The image and the label of a sample; if it lacks one of them, add it to `skipped` and return None."""
+    image = sample.image(fields.image)
+    if image is None:
+        for member in sample.files.values():
+            skipped.append(member.name, UNREAD if skip_reason(member.name) == UNREAD else NO_IMAGE)
+        return None
+    label = agreement.take(sample.labels(fields.label), sample)
+    if label is None:
+        skipped.append(image.name, NO_LABEL)
+        return None
+    return image, label
+
+
+def no_samples_error(path: Location, fields: Fields, skipped: Skipped) -> DataError:
+    """The error for a WebDataset of which all samples were skipped."""
+    listed = ", ".join(f"{count:,} {reason}, such as {name}" for reason, (count, name) in skipped.reasons.items())
+    name = skipped.reasons.get(NO_LABEL, (0, ""))[1]
+    folders = ", or give --layout imagefolder if folders are the classes" if "/" in name and fields == DETECT_FIELDS else ""
+    adjacent = ", the files of a sample one after the other" if {NO_LABEL, NO_IMAGE} <= skipped.reasons.keys() else ""
+    return DataError(
+        f"{path} has no image with a label ({listed}); expected an image, and .cls or .json with one of "
+        f"{', '.join(JSON_KEYS)}, in each sample{adjacent}; name the fields with {IMAGE_OPTION} and {LABEL_OPTION}{folders}"
+    )
+
+
+def _read_member(tar: Path, member: TarMember) -> bytes:
+    return read_at(tar, member.offset, member.size)
+
+
+def samples_of(
+    members: Iterable[TarMember], tar: Location, skipped: Skipped, read: Callable[[TarMember], bytes]
+) -> Iterator[Sample]:
     """Yield the samples of a tar. Raises DataError if a sample has two files of one extension."""
-    kept = (member for member in iter_members(tar) if not _is_skipped(member, skipped))
+    kept = (member for member in members if not _is_skipped(member, skipped))
     for name, group in groupby(kept, lambda member: _split_extension(member.name)[0]):
         files: dict[str, TarMember] = {}
         for member in group:
@@ -195,7 +208,7 @@ def _samples(tar: Path, skipped: Skipped) -> Iterator[_Sample]:
                     f"{tar}: sample {name} has two files .{extension}; expected one of each ending; pack the images again"
                 )
             files[extension] = member
-        yield _Sample(tar, name, files)
+        yield Sample(tar, name, files, read)
 
 
 def _is_skipped(member: TarMember, skipped: Skipped) -> bool:
@@ -205,17 +218,21 @@ def _is_skipped(member: TarMember, skipped: Skipped) -> bool:
     return hidden
 
 
-def _has_samples(tar: Path, texts: bool) -> bool:
-    """Whether any of the first samples has an image and a possible label."""
+def has_samples(names: Iterable[str], texts: bool) -> bool:
+    """Whether any sample has an image and a possible label. names: of a tar's first members. texts: see WebDataset.probe."""
     extensions: dict[str, set[str]] = {}
-    for member in islice(iter_members(tar), MAX_PEEKED):
-        name, extension = _split_extension(member.name)
+    for each in names:
+        name, extension = _split_extension(each)
         extensions.setdefault(name, set()).add(extension.lower())
     bare = texts and all("/" not in name for name in extensions)
     return any(
         any(map(_is_image, group)) and any(_is_label(end) or _is_json(end) or (bare and _is_text(end)) for end in group)
         for group in extensions.values()
     )
+
+
+def _first_names(tar: Path) -> list[str]:
+    return [member.name for member in islice(iter_members(tar), MAX_PEEKED)]
 
 
 def _is_image(extension: str) -> bool:
@@ -265,7 +282,7 @@ def _path_inside(path: Path, tar: Path) -> Path:
 
 
 @lru_cache(maxsize=256)
-def _split_of_folders(folder: str) -> SourceSplit | None:
+def split_of_folders(folder: str) -> SourceSplit | None:
     """The split named by the folders inside a tar; None if there is none."""
     splits = [single_split_in(part) for part in folder.split("/") if PLAIN_SPLIT.fullmatch(part)]
     return splits[-1] if splits else None

@@ -501,7 +501,7 @@ def test_choosing_a_backend_by_name(dataset: DatasetFolder, source: Path, tmp_pa
     assert "udkd data derive" in why
     with pytest.raises(DataError, match="no resident format"):
         open_backend("resident", bare, CPU)
-    with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd"):
+    with pytest.raises(DataError, match=r"no format ffcv; expected beton.json; write it with udkd data derive"):
         open_backend("ffcv", bare, CPU)
 
 

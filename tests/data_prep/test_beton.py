@@ -245,7 +245,7 @@ def test_a_damaged_shard_leaves_no_file(copy: DatasetFolder) -> None:
     with pytest.raises(DataError, match=f"train sample {sample_id} "):
         derive_formats(copy, ["ffcv"], workers=1, observer=Notes())
     assert not list(split.path.glob("*beton*"))
-    with pytest.raises(DataError, match=r"no format ffcv; .*derive --formats ffcv"):
+    with pytest.raises(DataError, match=r"no format ffcv; .*udkd data derive --formats ffcv"):
         open_beton(split)
 
 
@@ -272,7 +272,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
 def test_a_damaged_header_is_a_one_line_error(copy: DatasetFolder, at: int, data: bytes) -> None:
     split = copy.split("train")
     overwrite(beton(split), at, data)
-    with pytest.raises(DataError, match=r"samples\.beton is damaged .*derive --formats ffcv") as caught:
+    with pytest.raises(DataError, match=r"samples\.beton is damaged .*udkd data derive --formats ffcv") as caught:
         open_beton(split)
     assert "\n" not in str(caught.value)
     assert any("samples.beton" in line for line in verify(copy.path, Notes()))

@@ -101,7 +101,7 @@ def test_what_a_killed_derive_leaves_is_named_and_repaired(tmp_path: Path, name:
     assert verify(folder.path, Silent()) == []
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ["resident", "dali", pytest.param("ffcv", marks=pytest.mark.long)])
 def test_a_full_disk(folder: DatasetFolder, tmp_path: Path, name: str) -> None:
     """A limit on file size simulates the full disk: the same OSError at the same points."""
     before = contents(folder.path)

@@ -33,6 +33,13 @@ def gone(pids: set[int]) -> bool:
     return wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
+def test_tasks_and_results_larger_than_the_buffer_of_a_socket() -> None:
+    """The parent sends a second task while the worker sends its first result: neither may wait for the other."""
+    tasks = [bytes([n]) * (8 << 20) for n in range(4)]
+    with Pool(Echo(), 1) as pool:
+        assert [task for task, _ in pool.ordered(tasks)] == tasks  # type: ignore[misc]
+
+
 def test_results_come_in_order_and_tasks_are_taken_as_needed() -> None:
     taken = 0
 

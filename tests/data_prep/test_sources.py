@@ -234,7 +234,8 @@ def test_a_refused_member_is_not_reported_as_damage(tmp_path: Path) -> None:
     [
         ("a.zip", r"is not a zip|name the zips themselves"),
         ("a.7z", "unpack it first"),
-        ("a.tar.zst", "decompress it first"),
+        ("a.tar.zst", "not compressed, though its name says so|name the tars themselves, such as FOLDER"),
+        ("a.tar.lz4", "decompress it first"),
         ("data-00000-of-00001.arrow", "expected a complete arrow file; fetch it again"),
         ("state.json", "name the folder of save_to_disk"),
         ("train-00000-of-01024", "TFRecords"),
@@ -374,7 +375,7 @@ def test_invalid_sources(tmp_path: Path) -> None:
         listing_of(tmp_path / "no.tar")
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
         pass
-    with pytest.raises(DataError, match=r"compressed \(gzip\)"):
+    with pytest.raises(DataError, match="holds no images"):
         listing_of(tmp_path / "a.tar.gz")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):

@@ -1,5 +1,6 @@
-"""The replacements for what macOS lacks, and complete commands without it."""
+"""The replacements for what macOS lacks, and complete commands without it; text files in any locale."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -65,6 +66,14 @@ def test_space_is_reserved(system: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_without_prctl_a_process_outlives_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda name, use_errno: object())
     die_with_parent(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("folder", ["udkd", "data_prep"])
+def test_text_files_are_read_as_utf8_in_any_locale(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "read_text":
+                assert "encoding" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
 
 
 SMALLEST = set_options(*SMALL, "train.epochs=1", "teacher.batch_size=4", "fit.epochs=1", "fit.architecture=squeezenet1_1")

@@ -291,7 +291,7 @@ def _dataset(provenance: Mapping[str, Any], data: Path | None) -> DatasetFolder:
 
 
 def _facts(dataset: DatasetFolder) -> DataFacts:
-    paper_wnids = (files("udkd") / "assets" / "imagenet100-wnids.txt").read_text().split()
+    paper_wnids = (files("udkd") / "assets" / "imagenet100-wnids.txt").read_text(encoding="utf-8").split()
     return DataFacts(
         train_images=len(dataset.split("train").ids),
         val_images=len(dataset.split("val").ids) if "val" in dataset.splits else 0,

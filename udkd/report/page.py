@@ -190,5 +190,5 @@ def _shown(value: object) -> object:
 def render(page: Page, style: str) -> str:
     """A self-contained HTML file. style: CSS variables of the palettes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown)
-    template = environment.from_string((files("udkd.report") / "page.html").read_text())
+    template = environment.from_string((files("udkd.report") / "page.html").read_text(encoding="utf-8"))
     return template.render(page=page, style=Markup(style)) + "\n"

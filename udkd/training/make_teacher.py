@@ -297,7 +297,7 @@ def _not_in_imagenet(classes: Sequence[str]) -> list[str]:
 
 
 def _imagenet() -> dict[str, int]:
-    text = (files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text()
+    text = (files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text(encoding="utf-8")
     return {line.split("\t")[0]: row for row, line in enumerate(text.splitlines())}
 
 

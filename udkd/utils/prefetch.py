@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -16,10 +16,11 @@ class _End:
         self.error = error
 
 
-def prefetch(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
+def prefetch(items: Iterator[Item], depth: int, stage: str, on_close: Callable[[], None] = lambda: None) -> Generator[Item]:
     """Yield `items`, of which a thread named `stage` computes up to `depth` ahead.
 
     An exception in `items` is raised here, after the items before it. Closing the generator early stops and joins the thread.
+    on_close: called before the thread is joined, to end an item that waits for something else.
     """
     ready: queue.Queue[Item | _End] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -58,4 +59,5 @@ def prefetch(items: Iterator[Item], depth: int, stage: str) -> Generator[Item]:
             yield item
     finally:
         stopped.set()
+        on_close()
         thread.join()

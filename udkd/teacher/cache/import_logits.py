@@ -332,5 +332,5 @@ def _lines(path: Path) -> list[str]:
 
 
 def _imagenet() -> list[str]:
-    text = (files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text()
+    text = (files("udkd") / "assets" / "imagenet1k-classes.tsv").read_text(encoding="utf-8")
     return [line.split("\t")[0] for line in text.splitlines()]
