@@ -56,3 +56,14 @@ def test_keys_of_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     assert keys == ["students.N.lr", "students.N.lr_end"]
     refused(inside(capsys, "recipe", "keys", "lr"), "no key begins with 'lr'; ", "did you mean fit.lr or students.N.lr?")
     refused(inside(capsys, "recipe", "keys", "trian.batch_size"), "did you mean train.batch_size or")
+    refused(inside(capsys, "recipe", "keys", "trian"), "did you mean train?")
+
+
+def test_a_value_that_is_no_list_says_what_one_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = inside(capsys, "recipe", "show", "kd", "--set", "train.loggers=tensorboard,wandb")
+    refused(wrong, 'expected a list, such as [1, 2] or ["a", "b"]; ')
+
+
+def test_a_folder_is_no_suggestion_for_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.toml").mkdir()
+    refused(inside(capsys, "recipe", "show", tmp_path / "mine.toml"), "not found; ", "; correct it")

@@ -238,7 +238,10 @@ def _cached(
     observer: Observer,
 ) -> tuple[CachedTargets, dict[str, Any]]:
     if cache is None:
-        raise ConfigError("no cache was given; expected --cache CACHE for teacher.source = cache; build one or set live")
+        raise ConfigError(
+            "no cache was given; expected --cache CACHE for teacher.source = cache; "
+            "make one with udkd cache build, or give --teacher TEACHER, which makes it, too"
+        )
     opened = Cache.open(cache)
     expected = target_fields(recipe, dataset, pixel_class)
     provenance: dict[str, Any] = {"cache": str(cache.resolve()), "cache_key": json.loads(opened.key.to_json())}

@@ -53,7 +53,7 @@ def load_toml(kind: TomlKind, name: str) -> dict[str, Any]:
             data = read_regular(path, MAX_BYTES)
         else:
             names = shipped_names(kind)
-            files_there = near(path.name, [file.name for file in path.parent.glob("*.toml")])
+            files_there = near(path.name, [file.name for file in path.parent.glob("*.toml") if file.is_file()])
             similar = near(name, names) or [str(path.with_name(file)) for file in files_there]
             expected = f"a .toml file or one of {', '.join(names)}"
             raise ConfigError(f"{kind} {shorten(name)!r} not found; expected {expected}; {remedy(similar)}")

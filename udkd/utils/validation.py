@@ -52,6 +52,7 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     # A union reports each of its members: teacher.views is "eval" or a number.
     messages = [problem["msg"] for problem in problems if _locate(problem["loc"], model)[0] == keys]
     expected = " or ".join(message.removeprefix("Input should be ") for message in messages)
+    expected = expected.replace("a valid array", 'a list, such as [1, 2] or ["a", "b"]')
     return f"{path} is {shorten(_as_json(first['input']))}{more}; expected {expected}; change it"
 
 
