@@ -285,3 +285,9 @@ def test_the_site_builds_and_loads_nothing_from_the_net(tmp_path: Path) -> None:
     for page in tmp_path.rglob("*.html"):
         loaded = re.findall(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"(https?://[^\"]+)", page.read_text())
         assert not loaded, f"{page.name}: {loaded}"
+
+
+def test_a_quickstart_on_own_images_sets_some_aside() -> None:
+    """A folder for each class has no validation images of its own, and is what most readers have."""
+    assert all("--hold-out" in line for line in commands("udkd quickstart --data"))
+    assert "--hold-out" in udkd.cli.app.START

@@ -36,9 +36,10 @@ ORDER = ("quickstart", "data", "teacher", "recipe", "cache", "train", "eval", "r
 START = """\
 udkd trains several small image classifiers at once from one large, cached teacher.
 
-  udkd quickstart                     all steps in a few minutes, on synthetic images
-  udkd quickstart --data FOLDER       the same on your own images
-  udkd --help                         all commands
+  udkd quickstart                                    all steps in a few minutes, on synthetic images
+  udkd quickstart --data FOLDER                      the same on your own images, in train/ and val/
+  udkd quickstart --data FOLDER --hold-out 10        the same, with 10 % set aside for validation
+  udkd --help                                        all commands
 """
 
 EXIT_CODES = """\b
@@ -81,7 +82,7 @@ app.command("report", example="udkd report run --baseline other-run")(report_com
 app.command("export", example="udkd export run --student resnet18 --int8", old_order=("", "--out"))(export_command)
 app.command("predict", example="udkd predict run cat.jpg dog.png")(predict_command)
 app.command("study", example="udkd study table1 --data data --out studies --seeds 0,1,2")(study_command)
-app.command("quickstart", example="udkd quickstart --data photos --out my-photos")(quickstart)
+app.command("quickstart", example="udkd quickstart --data photos --hold-out 10 --out my-photos")(quickstart)
 
 
 def _print_versions(wanted: bool) -> None:

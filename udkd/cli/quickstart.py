@@ -46,7 +46,9 @@ def quickstart(
     ),
     hold_out: Annotated[
         float | None,
-        typer.Option("--hold-out", metavar="PERCENT", help="For --data without val/: percentage to hold out."),
+        typer.Option(
+            "--hold-out", metavar="PERCENT", help="For --data without train/ and val/: percentage to set aside for validation."
+        ),
     ] = None,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
