@@ -124,13 +124,15 @@ class StreamedTar:
 
     def _members(self, reader: ByteReader, keep: Callable[[str, int], bool]) -> Iterator[TarMember]:
         """The members of the tar, with the files that hard links name noted in `_linked`."""
-        last, shown, size = -1, 0, self.stream.size or 0
+        last, shown, size, linked_bytes = -1, 0, self.stream.size or 0, 0
+        self._linked.clear()
         if size >= SHOWN_BYTES:
             self.observer.start(f"list {self.path.name}", size >> 20, "MB")
         for member in stream_members(self.stream, reader, keep):
-            if member.offset <= last:
+            if member.offset <= last and member.offset not in self._linked:
                 self._linked[member.offset] = member.size
-                if sum(self._linked.values()) > LINKED_BYTES:
+                linked_bytes += member.size
+                if linked_bytes > LINKED_BYTES:
                     raise DataError(
                         f"{self.path} holds hard links to files of more than {LINKED_BYTES >> 20} MB in all; expected fewer; "
                         "pack the images again with tar --hard-dereference"

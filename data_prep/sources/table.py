@@ -30,6 +30,7 @@ from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, Listi
 from udkd.data_prep.sources.table_columns import choose_columns, label_columns, path_columns
 from udkd.data_prep.sources.table_rows import PARQUET, SUFFIXES, TableRows, open_table
 from udkd.utils.errors import DataError
+from udkd.utils.files import read_regular
 from udkd.utils.string_column import StringColumnBuilder
 
 IMAGES_OPTION = "--images"
@@ -89,13 +90,14 @@ class Table:
     def read(self, entry: Entry) -> bytes:
         """The bytes of a file. Raises BadImage, with the row, if there is none."""
         try:
-            return Path(entry.key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            if entry.size:
+            return read_regular(Path(entry.key))
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            if entry.size and isinstance(error, OSError):
                 raise
+            fault = "does not exist" if isinstance(error, OSError) else "is no file"
             table = open_table(self.files()[entry.offset >> _ROW_BITS])
             number = entry.offset & ((1 << _ROW_BITS) - 1)
-            raise BadImage(f"{entry.key} does not exist ({table.unit} {number} of {table.path.name})") from None
+            raise BadImage(f"{entry.key} {fault} ({table.unit} {number} of {table.path.name})") from None
 
 
 class _Reader:
@@ -247,7 +249,7 @@ class _Finder:
             status = os.stat(key)
             if stat.S_ISREG(status.st_mode):
                 return key, status.st_size, status.st_mtime_ns
-        except OSError:
+        except (OSError, ValueError):  # a character that no path has
             pass
         names = [] if is_image_path(path) else self._suffixed(key)
         if len(names) > 1:
@@ -307,7 +309,8 @@ def _path(value: object) -> str:
     path = "" if value is None or value != value else str(value).strip()
     if isinstance(value, float) and value.is_integer():
         path = str(int(value))
-    return path.replace("\\", "/") if "\\" in path and "/" not in path else path
+    path = path.replace("\\", "/") if "\\" in path and "/" not in path else path
+    return os.path.normpath(path) if path and not _ADDRESS.match(path) else path  # ./a.jpg and a.jpg are one image
 
 
 def _label(value: object, where: str) -> Label:

@@ -68,9 +68,5 @@ def choose_columns(table: TableRows, fields: Fields, may_lack_labels: bool) -> t
 def _one_hot(table: TableRows, columns: Sequence[str]) -> Sequence[str]:
     """The columns, at least two, that have only the values 0 and 1 in the first rows."""
     rows = [values for _, values in islice(table.read(columns), _PEEKED_ROWS)]
-    binary = [
-        name
-        for n, name in enumerate(columns)
-        if {str(values[n]).strip() for values in rows} <= {"0", "1", "0.0", "1.0", "True", "False"}
-    ]
+    binary = [name for n, name in enumerate(columns) if {str(values[n]).strip() for values in rows} <= _BINARY]
     return binary if len(binary) > 1 and rows else ()

@@ -15,6 +15,7 @@ from udkd.utils.errors import DataError, UserError
 
 BLOCK = tarfile.BLOCKSIZE
 PART = 1 << 20  # bytes of a member that are read at once
+MAX_HEADER = 1 << 24  # bytes of a long name or of extended headers, which tarfile reads at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +228,8 @@ class _FileWindow:
         return self._position
 
     def read(self, size: int) -> bytes:
+        if size > MAX_HEADER:
+            raise ValueError(f"a header of {size:,} bytes, the limit is {MAX_HEADER:,}")
         self._file.seek(self.start + self._position)
         data = self._file.read(max(0, min(size, self.size - self._position)))
         self._position += len(data)

@@ -174,6 +174,15 @@ def test_rules_for_members_hold_in_streams(tmp_path: Path) -> None:
             converted(path, tmp_path / "d")
 
 
+def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    path.write_bytes(gzip.compress(long_name.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 25)))
+    with pytest.raises(DataError, match=r"is not a complete tar \(a header of 1,073,741,824 bytes, the limit is 16,777,216\)"):
+        converted(path, tmp_path / "d")
+
+
 def test_hard_links_to_earlier_files(tmp_path: Path) -> None:
     """From val to train and within train; to a later file there is one line."""
     names = list(FILES)
@@ -267,6 +276,41 @@ def test_http_errors_are_one_line(tmp_path: Path, server: FileServer, status: in
     with pytest.raises(DataError, match=rf"http://{server.host}/a\.tar {message}"):
         convert_address(server.address("a.tar"), tmp_path / "d")
     assert len(server.requests) == (6 if status == 500 else 1)
+
+
+def test_a_compressed_stream_is_read_on_after_a_drop(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A jump would begin inside the compressed bytes."""
+    monkeypatch.setattr(byte_stream, "JUMP", 1000)
+    data = os.urandom(1 << 19)
+    server.files["a.gz"], server.drop_after = gzip.compress(data), 1 << 17
+    with byte_stream.ByteStream(Address(server.address("a.gz"))).reader() as reader:
+        assert reader.read(300_000) == data[:300_000]
+        reader.seek(400_000)
+        assert reader.read(9) == data[400_000:400_009]
+
+
+def test_a_seek_beyond_the_end_asks_for_nothing(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers answer with 416, which is not what is wrong with a truncated tar."""
+    monkeypatch.setattr(byte_stream, "JUMP", 1000)
+    server.files["a.tar"] = bytes(5000)
+    with byte_stream.ByteStream(Address(server.address("a.tar"))).reader() as reader:
+        reader.read(9)
+        reader.seek(9000)
+        assert (reader.tell(), reader.read(1), reader.size) == (5000, b"", 5000)
+
+
+def test_an_address_without_a_path(tmp_path: Path, plain: dict[str, str], server: FileServer) -> None:
+    """Such as of a download chosen by its query."""
+    server.files[""] = tar_bytes(FILES)
+    assert contents(convert_address(f"http://{server.host}/?file=a.tar", tmp_path / "d")) == plain
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/data", "s3:/bucket/data", "https://host/data"])
+def test_a_dataset_is_not_written_to_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is an address; expected a folder on this machine to write; add --out DATA"):
+        udkd.convert(write_tree(tmp_path / "t", FILES), out)
+    assert [each.name for each in tmp_path.iterdir()] == ["t"]
 
 
 def test_http_errors_that_pass(tmp_path: Path, plain: dict[str, str], server: FileServer) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -196,6 +197,20 @@ def test_rows_that_are_skipped_and_images_that_are_missing(tmp_path: Path) -> No
     assert notes == [f"{root}/images/none.jpg does not exist (line 13 of a.csv)"]
 
 
+@pytest.mark.timeout(60)
+def test_rows_that_name_no_file(tmp_path: Path) -> None:
+    """A pipe would block the reader, a device has no end."""
+    root = flat(tmp_path)
+    os.mkfifo(root / "images" / "pipe.jpg")
+    rows: list[list[object]] = [[f"images/{n:03d}.jpg", n % 2] for n in range(11)]
+    others = ("images/pipe.jpg", "/dev/zero", "images", "images/a\0b.jpg")
+    table = write_jsonl(root / "a.jsonl", ["path", "label"], [*rows, *([path, 0] for path in others)])
+    data = converted(table, tmp_path / "d", hold_out_percent=20, on_bad="skip", formats=(), workers=1)
+    notes = [note for split in data.splits.values() for note in split.note if note]
+    found = {note.partition(" is no file ")[::2] for note in notes}
+    assert found == {(str(root / path), f"(line {n} of a.jsonl)") for n, path in enumerate(others, start=12)}
+
+
 IMAGES = [f"images/{n:03d}.jpg" for n in range(4)]
 
 
@@ -208,6 +223,11 @@ IMAGES = [f"images/{n:03d}.jpg" for n in range(4)]
         (["path", "label", "label"], [["x", "y", "z"]], "has two columns label; expected one; rename the other"),
         (["id", "healthy", "rust"], [[0, 1, 0], [1, 0, 1]], r"a column of 0 and 1 for each class \(healthy, rust\)"),
         (["path", "label"], [[IMAGES[0], 0], [IMAGES[1], 1], [IMAGES[0], 1]], "two labels, 0 in .*line 2 and 1 in .*line 4"),
+        (
+            ["path", "label"],
+            [[IMAGES[0], 0], [IMAGES[1], 1], [f"./{IMAGES[0]}", 1]],
+            "two labels, 0 in .*line 2 and 1 in .*line 4",
+        ),
         (["path", "label", "split"], [[IMAGES[0], 0, "train"], [IMAGES[0], 0, "val"]], "has two splits, train in"),
         (
             ["path", "label", "class_name"],
