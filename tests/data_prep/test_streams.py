@@ -207,6 +207,24 @@ def test_hard_links_to_earlier_files(tmp_path: Path) -> None:
         converted(path, tmp_path / "f")
 
 
+def test_hard_links_to_labels(tmp_path: Path) -> None:
+    """As of a WebDataset that was packed from a folder without copies."""
+    plain, path = tmp_path / "a.tar", tmp_path / "a.tar.gz"
+    with tarfile.open(plain, "w") as archive:
+        for n in range(6):
+            for end, data in (("jpg", photo(n)), ("cls", b"%d" % n)):
+                member = tarfile.TarInfo(f"{n:04d}.{end}")
+                if end == "cls" and n > 1:
+                    member.type, member.linkname = tarfile.LNKTYPE, f"{n % 2:04d}.cls"
+                else:
+                    member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    found = images_by_name(converted(path, tmp_path / "d", hold_out_percent=50))
+    assert len(found) == 6
+    assert sorted(found.values()) == sorted(images_by_name(converted(plain, tmp_path / "e", hold_out_percent=50)).values())
+
+
 def test_a_file_that_changes_between_listing_and_reading(tmp_path: Path) -> None:
     """Seen by its time or its size; and with the same time and size, by the bytes of an image."""
     data = tar_bytes(FILES)
