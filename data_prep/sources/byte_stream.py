@@ -209,12 +209,13 @@ class ByteReader:
             return
         first = next(stored, b"")
         if first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+            stored.close()
             raise DataError(f"{what} is a web page; expected a file; give the address that a browser downloads it from")
         kind = compression_of(first)
         self._jumps = not kind and self._connection is not None and self._connection.ranges
         blocks = _chained(first, stored)
         if kind and isinstance(self._stream.location, Address):
-            blocks = prefetch(blocks, DEPTH, f"read {what}")  # so that download and decompression overlap
+            blocks = prefetch(blocks, DEPTH, f"read {what}", self._stop)  # so that download and decompression overlap
         self._blocks = prefetch(decompress(blocks, kind, what), DEPTH, f"decompress {what}", self._stop)
 
     def _stored_blocks(self, start: int, stopped: threading.Event) -> Generator[bytes]:

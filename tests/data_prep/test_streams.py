@@ -158,6 +158,19 @@ def test_a_cut_or_damaged_stream_is_one_line_with_the_byte(tmp_path: Path, kind:
         assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_damaged_stream_is_closed_at_once(tmp_path: Path, kind: str) -> None:
+    """Also while its error, and so the frames that read it, is kept."""
+    path = tmp_path / "a.tar"
+    data = COMPRESS[kind](os.urandom(1 << 18))
+    path.write_bytes(data[:9] + b"\xff" * 64 + data[73:])
+    with pytest.raises(DataError) as caught, byte_stream.ByteStream(path).reader() as reader:
+        reader.read(1 << 20)
+    names = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert caught.value.__traceback__
+    assert str(path) not in names
+
+
 def test_rules_for_members_hold_in_streams(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     for change, message in (

@@ -60,7 +60,7 @@ def keys(
     if not chosen:
         last = wanted.rpartition(".")[2]
         same = [path for path in found if path.rpartition(".")[2] == last]
-        suggestions = remedy(near(wanted, found) or same[:3])
+        suggestions = remedy(near(wanted, same) or same[:3] or near(wanted, found))
         raise ConfigError(f"no key begins with {shorten(prefix)!r}; expected one such as train.epochs; {suggestions}")
     if as_json:
         values = [
