@@ -176,7 +176,7 @@ def test_the_installed_commands(wheel: Path, tmp_path: Path) -> None:
     assert "train" in udkd("--help")
     where = run(python, "-P", "-c", "import udkd; print(udkd.__file__)", folder=work)
     assert Path(where.strip()).is_relative_to(purelib)
-    udkd("data", "synth", "images", "--classes", 2, "--images", 8, "--val-images", 4, "--workers", 1)
+    udkd("data", "synth", "--out", "images", "--classes", 2, "--images", 8, "--val-images", 4, "--workers", 1)
     udkd("data", "convert", "images", "dataset", "--workers", 1)
     labels_only = ("loss.alpha=1", "loss.beta=0", "loss.gamma=0")
     settings = set_options(*SMALL, "train.epochs=1", *labels_only)
