@@ -27,7 +27,7 @@ from udkd.data_prep.sources.ground_truth import is_ground_truth
 from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, single_split_in
 from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, Listing, SourceSplit
-from udkd.data_prep.sources.table_columns import choose_columns, label_columns, path_columns
+from udkd.data_prep.sources.table_columns import choose_columns, is_submission, label_columns, path_columns
 from udkd.data_prep.sources.table_rows import PARQUET, SUFFIXES, TableRows, open_table
 from udkd.utils.errors import DataError
 from udkd.utils.string_column import StringColumnBuilder
@@ -35,7 +35,6 @@ from udkd.utils.string_column import StringColumnBuilder
 IMAGES_OPTION = "--images"
 NO_PATH = "rows without a path"
 REPEATED = "further rows of an image"
-_SUBMISSION = re.compile(r".*submission.*", re.IGNORECASE)  # Kaggle's example answers have made-up labels
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PEEKED_ROWS = 100  # that say which folder the paths are relative to
 _MAX_SEARCHED = 20_000  # files among which a missing image is looked for
@@ -70,11 +69,7 @@ class Table:
             return [self.path]
         patterns = (each for suffix in SUFFIXES for each in (f"*{suffix}", f"*/metadata{suffix}"))
         files = sorted(file for pattern in patterns for file in self.path.glob(pattern) if file.is_file())
-        named = [
-            file
-            for file in files
-            if not (file.name.startswith(".") or _SUBMISSION.fullmatch(file.name) or is_ground_truth(file))
-        ]
+        named = [file for file in files if not (file.name.startswith(".") or is_submission(file.name) or is_ground_truth(file))]
         return [file for file in named if _has_paths_and_labels(file)]
 
     def list(self) -> Listing:

@@ -20,12 +20,18 @@ LABELS = (
     *("classes", "category", "target", "species", "breed", "classlabel", "labelid", "classid", "categoryid", "y"),
 )
 SPLITS = ("split", "splits", "subset", "partition", "dataset", "set", "usage", "phase", "fold")
+_SUBMISSION = re.compile(r".*submission.*", re.IGNORECASE)  # Kaggle's example answers have made-up labels
 _BINARY = {"0", "1", "0.0", "1.0", "True", "False"}
 _PEEKED_ROWS = 100
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def is_submission(name: str) -> bool:
+    """Whether a file's name is that of Kaggle's example answers."""
+    return _SUBMISSION.fullmatch(name) is not None
 
 
 def path_columns(columns: Sequence[str]) -> Sequence[str]:
