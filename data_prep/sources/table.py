@@ -26,7 +26,7 @@ from udkd.data_prep.sources.fields import (
 from udkd.data_prep.sources.ground_truth import is_ground_truth
 from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, single_split_in
-from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, Listing, SourceSplit
+from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, EntryTable, Listing, SourceSplit
 from udkd.data_prep.sources.table_columns import choose_columns, is_submission, label_columns, path_columns
 from udkd.data_prep.sources.table_rows import PARQUET, SUFFIXES, TableRows, open_table
 from udkd.utils.errors import DataError
@@ -113,6 +113,7 @@ class _Reader:
         repeated = self._repeated(splits := self._split_of_rows())
         class_names = self._class_names()
         finders = [_Finder(self._root(index, file)) for index, file in enumerate(self._files)]
+        rows, hashes = array("q"), array("q")
         for n in range(len(self._paths)):
             path, split, class_name = self._paths[n], splits[n], class_names[self._labels.codes[n]]
             if class_name is None or n in repeated:
@@ -123,7 +124,10 @@ class _Reader:
             name = _name(key, finders[self._tables[n]].root, (class_name, self._labels[n][0]))
             row = self._tables[n] << _ROW_BITS | self._numbers[n]
             self._listing.entries.append(Entry(split, class_name, name, key, row, size, stamp))
-        return replace(self._listing, warnings=tuple(self._warnings))
+            rows.append(n)
+            hashes.append(hash(key))
+        entries = self._without_same_files(self._listing.entries, rows, hashes)
+        return replace(self._listing, entries=entries, warnings=tuple(self._warnings))
 
     def _collect(self, index: int, table: TableRows) -> None:
         may_lack_labels = _split_of_file(table.path) == "test"
@@ -195,17 +199,32 @@ class _Reader:
             first, second = int(order[at]), int(order[at + 1])
             if self._paths[first] != self._paths[second]:
                 continue  # only their hashes are equal
-            for what, one, other in (
-                ("labels", self._labels[first][0], self._labels[second][0]),
-                ("splits", splits[first], splits[second]),
-            ):
-                if one != other:
-                    raise DataError(
-                        f"{self._paths[second]} has two {what}, {one} in {self._where(first)} and {other} in "
-                        f"{self._where(second)}; expected one; remove a row"
-                    )
+            self._require_same(self._paths[second], first, second, (splits[first], splits[second]))
             repeated.add(second)
         return repeated
+
+    def _without_same_files(self, entries: EntryTable, rows: Sequence[int], hashes: "array[int]") -> EntryTable:
+        """The entries without further ones of a file, which may have several paths. Raises DataError if they disagree."""
+        values = np.frombuffer(hashes, dtype=np.int64)
+        order = np.argsort(values, kind="stable")
+        repeated: set[int] = set()
+        for at in np.flatnonzero(values[order[1:]] == values[order[:-1]]).tolist():
+            first, second = int(order[at]), int(order[at + 1])
+            if entries[first].key != entries[second].key:
+                continue  # only their hashes are equal
+            self._require_same(entries[second].key, rows[first], rows[second], (entries[first].split, entries[second].split))
+            self._listing.skipped.append(self._paths[rows[second]], REPEATED)
+            repeated.add(second)
+        return EntryTable(entry for n, entry in enumerate(entries) if n not in repeated) if repeated else entries
+
+    def _require_same(self, image: str, first: int, second: int, splits: tuple[object, object]) -> None:
+        """Raise DataError if two rows of an image have different labels or splits."""
+        for what, one, other in (("labels", self._labels[first][0], self._labels[second][0]), ("splits", *splits)):
+            if one != other:
+                raise DataError(
+                    f"{image} has two {what}, {one} in {self._where(first)} and {other} in {self._where(second)}; expected one; remove "
+                    "a row"
+                )
 
     def _root(self, index: int, file: Path) -> Path:
         """The folder that the paths of a table are relative to. Raises DataError if it is none or not clear."""

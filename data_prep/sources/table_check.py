@@ -55,8 +55,8 @@ class TableCheck:
                 if not isinstance(self.data[name], Path):
                     remedy = "unpack it and name the table, or take the folders with --layout imagefolder"
                 raise DataError(
-                    f"{source} has class folders and the table {name}, which disagree: {faults[0]}; expected one label for each "
-                    f"folder; {remedy}"
+                    f"{source} has class folders and the table {name}, which disagree: {faults[0]}; expected one label for "
+                    f"each folder; {remedy}"
                 )
             found.append(
                 f"{name} of {source} names images, and none of its columns has their folders, such as {images[0][1][1]}: "

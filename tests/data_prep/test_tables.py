@@ -289,3 +289,19 @@ def test_test_rows_need_no_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         listing_of(tables[2])
     assert not Table(root / "images").files()
+
+
+@pytest.mark.parametrize("spelling", ["./train/a/1.jpg", "train/a/../a/1.jpg", "train/a/1", "{root}/train/a/1.jpg"])
+def test_one_file_in_two_spellings(tmp_path: Path, spelling: str) -> None:
+    """It is read once, and two labels or splits of it are refused."""
+    root = write_tree(tmp_path / "set", {f"{split}/{c}/1.jpg": photo(1) for split in ("train", "val") for c in ("a", "b")})
+    rows = [[f"{split}/{c}/1.jpg", c, split] for split in ("train", "val") for c in ("a", "b")]
+    again = spelling.format(root=root)
+    columns = ["path", "label", "split"]
+    table = tmp_path / "set.csv"
+    for label, split, what in (("b", "train", "labels"), ("a", "val", "splits")):
+        with pytest.raises(DataError, match=f"1.jpg has two {what}, .* in .*line 2 and .* in .*line 6; expected one"):
+            listing_of(write_csv(table, columns, [*rows, [again, label, split]]), images=root)
+    listing = listing_of(write_csv(table, columns, [*rows, [again, "a", "train"]]), images=root)
+    assert {split: len(samples) for split, samples in listing.samples.items()} == {"train": 2, "val": 2}
+    assert listing.skipped.reasons == {REPEATED: (1, again)}
