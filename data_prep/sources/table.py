@@ -222,8 +222,8 @@ class _Reader:
         for what, one, other in (("labels", self._labels[first][0], self._labels[second][0]), ("splits", *splits)):
             if one != other:
                 raise DataError(
-                    f"{image} has two {what}, {one} in {self._where(first)} and {other} in {self._where(second)}; expected one; remove "
-                    "a row"
+                    f"{image} has two {what}, {one} in {self._where(first)} and {other} in {self._where(second)}; expected "
+                    "one; remove a row"
                 )
 
     def _root(self, index: int, file: Path) -> Path:
