@@ -27,7 +27,7 @@ from udkd.data_prep.sources.ground_truth import is_ground_truth
 from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, single_split_in
 from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, EntryTable, Listing, SourceSplit
-from udkd.data_prep.sources.table_columns import choose_columns, is_submission, label_columns, path_columns
+from udkd.data_prep.sources.table_columns import choose_columns, is_submission, is_val_column, label_columns, path_columns
 from udkd.data_prep.sources.table_rows import PARQUET, SUFFIXES, TableRows, open_table
 from udkd.utils.errors import DataError
 from udkd.utils.string_column import StringColumnBuilder
@@ -39,6 +39,15 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PEEKED_ROWS = 100  # that say which folder the paths are relative to
 _MAX_SEARCHED = 20_000  # files among which a missing image is looked for
 _ROW_BITS = 40
+_SPLIT_OF_FLAG: dict[str, SourceSplit] = {
+    "true": "val",
+    "1": "val",
+    "1.0": "val",
+    "false": "train",
+    "0": "train",
+    "0.0": "train",
+}
+_JOINTS = re.compile(r"\s*[|,;]\s*|\s+")  # between several labels in one text
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,24 @@ class _Reader:
         labels = self._labels.values
         if all(isinstance(label, int) for _, label in labels if label is not None):
             return [None if label is None else self._listing.class_of_label(int(label)) for _, label in labels]
+        self._warn_of_odd_labels()
         return [None if label is None else folders.folder(text) for text, label in labels]
+
+    def _warn_of_odd_labels(self) -> None:
+        """Warn of numbers among names, which may name the same classes, and of texts that join several labels."""
+        number, name = (
+            next((text for text, label in self._labels.values if isinstance(label, kind)), None) for kind in (int, str)
+        )
+        if number and name:
+            self._warnings.append(
+                f"{self._source.path} has numbers and names as labels, such as {number} and {name}; each is a class of its own"
+            )
+        texts = {text for text, label in self._labels.values if label is not None}
+        joint = next((text for text in sorted(texts) if len(parts := set(_JOINTS.split(text))) > 1 and parts <= texts), None)
+        if joint:
+            self._warnings.append(
+                f"{self._source.path} has the label {joint!r}, which joins labels of other images; it is a class of its own"
+            )
 
     def _split_of_rows(self) -> Sequence[SourceSplit | None]:
         """The split of each row. Raises DataError if a column of splits has other values, too."""
@@ -173,7 +199,7 @@ class _Reader:
         by_column: dict[str, dict[str, SourceSplit | None]] = {}
         for column, text in self._splits.values:
             if column:
-                by_column.setdefault(column, {})[text] = single_split_in(text)
+                by_column.setdefault(column, {})[text] = _split_of_text(column.partition(" ")[2], text)
         for column, splits in by_column.items():
             index, _, name = column.partition(" ")
             other = next((text for text, split in splits.items() if split is None), None)
@@ -182,7 +208,8 @@ class _Reader:
                 self._listing = replace(self._listing, val_advice=advice)
             elif other is not None:
                 file = self._files[int(index)]
-                raise DataError(f"{file} has {other!r} in its column {name}; expected train, val or test; correct the row")
+                expected = "True or False" if is_val_column(name) else "train, val or test"
+                raise DataError(f"{file} has {other!r} in its column {name}; expected {expected}; correct the row")
         in_column = [by_column.get(column, {}).get(text) for column, text in self._splits.values]
         found = [in_column[self._splits.codes[n]] or of_file[self._tables[n]] for n in range(len(self._paths))]
         if not any(found):
@@ -331,6 +358,10 @@ def _label(value: object, where: str) -> Label:
         raise DataError(
             f"{where} {error}; expected one class number or name; choose another column with {LABEL_OPTION}"
         ) from None
+
+
+def _split_of_text(column: str, text: str) -> SourceSplit | None:
+    return _SPLIT_OF_FLAG.get(text.lower()) if is_val_column(column) else single_split_in(text)
 
 
 def _split_of_file(file: Path) -> SourceSplit | None:
