@@ -189,8 +189,8 @@ def open_stream(
             return StreamedParquet(stream)
         kind = kind_of_bytes(start)
         if kind or layout == "parquet" or not (has_tar_magic(start) or _is_tar_name(location.name)):
-            what = kind or "of an unknown kind"
-            raise DataError(f"{location} is of another kind ({what}); expected a tar or parquet; download it and name the file")
+            what = f"is of another kind ({kind})" if kind else "is of an unknown kind"
+            raise DataError(f"{location} {what}; expected a tar or parquet; download it and name the file")
         reader.seek(0)
         names = list(islice(stream_names(reader, str(location)), MAX_PEEKED))
     detected = layout is None and (has_samples(names, texts=False) or has_samples(names, texts=True))
