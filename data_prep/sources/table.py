@@ -266,10 +266,16 @@ class _Reader:
             )
         if not found and paths:
             where = _search(file.parent, paths[0])
-            option = f"{IMAGES_OPTION} {where}" if where else f"{IMAGES_OPTION} FOLDER, the folder that they are relative to"
+            option = (
+                f"give {IMAGES_OPTION} {where}"
+                if where
+                else f"give {IMAGES_OPTION} FOLDER, the folder that they are relative to"
+            )
+            if where and not _Finder(where).exists(paths[-1]):  # as HAM10000, in two parts
+                option = f"they are in several folders ({paths[0]} is in {where}): write the folders into the paths"
             raise DataError(
                 f"the images of {file}, such as {paths[0]}, are not in {' or '.join(map(str, folders))}; expected paths of "
-                f"files; give {option}"
+                f"files; {option}"
             )
         return found[0] if found else folders[0]
 

@@ -334,3 +334,10 @@ def test_labels_that_may_not_be_classes(tmp_path: Path, labels: Sequence[str], w
     found = [line for line in Table(table).list().warnings if "class of its own" in line]
     assert len(found) == bool(warning)
     assert all(warning in line for line in found)
+
+
+def test_images_in_several_folders(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {f"part_{n}/{n}.jpg": photo(n) for n in range(2)})
+    table = write_csv(root / "all.csv", ["image_id", "label"], [["0", "cat"], ["1", "dog"]])
+    with pytest.raises(DataError, match=r"0 is in .*part_0\): write the folders into the paths"):
+        Table(table).list()
