@@ -309,3 +309,55 @@ def test_test_rows_need_no_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         listing_of(tables[2])
     assert not Table(root / "images").files()
+
+
+@pytest.mark.parametrize("spelling", ["./train/a/1.jpg", "train/a/../a/1.jpg", "train/a/1", "{root}/train/a/1.jpg"])
+def test_one_file_in_two_spellings(tmp_path: Path, spelling: str) -> None:
+    """It is read once, and two labels or splits of it are refused."""
+    root = write_tree(tmp_path / "set", {f"{split}/{c}/1.jpg": photo(1) for split in ("train", "val") for c in ("a", "b")})
+    rows = [[f"{split}/{c}/1.jpg", c, split] for split in ("train", "val") for c in ("a", "b")]
+    again = spelling.format(root=root)
+    columns = ["path", "label", "split"]
+    table = tmp_path / "set.csv"
+    for label, split, what in (("b", "train", "labels"), ("a", "val", "splits")):
+        with pytest.raises(DataError, match=f"1.jpg has two {what}, .* in .*line 2 and .* in .*line 6; expected one"):
+            listing_of(write_csv(table, columns, [*rows, [again, label, split]]), images=root)
+    listing = listing_of(write_csv(table, columns, [*rows, [again, "a", "train"]]), images=root)
+    assert {split: len(samples) for split, samples in listing.samples.items()} == {"train": 2, "val": 2}
+    assert listing.skipped.reasons == {REPEATED: (1, again)}
+
+
+def test_fastais_column_of_validation_rows(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {f"{n}.jpg": photo(n) for n in range(6)})
+    for flags in (("False", "True"), ("0", "1"), ("0.0", "1.0")):
+        rows = [[f"{n}.jpg", "cat" if n % 2 else "dog", flags[n > 3]] for n in range(6)]
+        listing = listing_of(write_csv(root / "all.csv", ["fname", "label", "is_valid"], rows))
+        assert {split: len(samples) for split, samples in listing.samples.items()} == {"train": 4, "val": 2}
+    rows[0][2] = "perhaps"
+    with pytest.raises(DataError, match="'perhaps' in its column is_valid"):
+        listing_of(write_csv(root / "all.csv", ["fname", "label", "is_valid"], rows))
+
+
+@pytest.mark.parametrize(
+    ("labels", "warning"),
+    [
+        (("0", "cat", "1", "dog"), "numbers and names as labels, such as 0 and cat"),
+        (("cat", "dog", "cat|dog", "cat"), "the label 'cat|dog', which joins labels of other images"),
+        (("cat", "dog", "dog cat", "cat"), "the label 'dog cat', which joins labels of other images"),
+        (("cat", "dog", "wild cat", "cat, tame"), ""),
+        (("0", "1", "10", "1"), ""),
+    ],
+)
+def test_labels_that_may_not_be_classes(tmp_path: Path, labels: Sequence[str], warning: str) -> None:
+    root = write_tree(tmp_path, {f"{n}.jpg": photo(n) for n in range(4)})
+    table = write_csv(root / "all.csv", ["path", "label"], [[f"{n}.jpg", each] for n, each in enumerate(labels)])
+    found = [line for line in Table(table).list().warnings if "class of its own" in line]
+    assert len(found) == bool(warning)
+    assert all(warning in line for line in found)
+
+
+def test_images_in_several_folders(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {f"part_{n}/{n}.jpg": photo(n) for n in range(2)})
+    table = write_csv(root / "all.csv", ["image_id", "label"], [["0", "cat"], ["1", "dog"]])
+    with pytest.raises(DataError, match=r"0 is in .*part_0\): write the folders into the paths"):
+        Table(table).list()
