@@ -4,6 +4,7 @@ With a Repository under project.urls they get its address. Without one, links ke
 """
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -28,5 +29,10 @@ def long_description() -> str:
     blocks[::2] = (re.sub(r"(!?)\[([^]]*)\]\((?!https?:|#)([^)\s]+)\)", link, prose) for prose in blocks[::2])
     return "".join(blocks)
 
+
+if not (ROOT / "udkd" / "data_prep" / "__init__.py").is_file():  # Windows and some unpackers write a text file for the link
+    sys.exit(
+        "error: udkd/data_prep is not a link to ../data_prep; expected it as in git; run: ln -sfn ../data_prep udkd/data_prep"
+    )
 
 setup(long_description=long_description(), long_description_content_type="text/markdown")

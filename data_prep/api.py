@@ -12,7 +12,7 @@ from udkd.data_prep.convert import convert as convert_paths
 from udkd.data_prep.formats import parse_formats
 from udkd.data_prep.image import PIXEL_LIMIT
 from udkd.data_prep.sources import AUTO
-from udkd.data_prep.sources.address import Location, location_of
+from udkd.data_prep.sources.address import Location, location_of, require_path
 from udkd.data_prep.sources.loaded_dataset import loaded_datasets
 from udkd.data_prep.sources.source import SourceSplit
 from udkd.data_prep.sources.torch_dataset import require_map_style
@@ -86,14 +86,14 @@ def convert(
         workers=workers or available_cores(),
         overwrite=overwrite,
     )
-    locations = _locations(source)
+    folder, locations = require_path(out), _locations(source)
     if locations is not None:
         if not isinstance(val, str):
             raise ConfigError("val is a Dataset and source is a path; expected two Datasets; or name both paths in source")
-        convert_paths(locations, Path(out), settings, observer)
+        convert_paths(locations, folder, settings, observer)
     else:
-        convert_datasets(_by_split(source, val, settings), Path(out), settings, observer)
-    return Dataset(Path(out))
+        convert_datasets(_by_split(source, val, settings), folder, settings, observer)
+    return Dataset(folder)
 
 
 def _locations(source: object) -> list[Location] | None:

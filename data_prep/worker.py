@@ -43,10 +43,12 @@ def serve(connection: Connection) -> None:
 
 
 def _receive(connection: Connection, received: "queue.SimpleQueue[tuple[Any, Any] | None]") -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            received.put(connection.recv())
-    received.put(None)
+    try:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                received.put(connection.recv())
+    finally:  # also after a task that cannot be unpickled, or for which there is no memory
+        received.put(None)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ trap 'exit 130' INT
 for wheel in .gpu/lite/*.whl; do # a wheel is an archive: no pip needed
   [ -e "$wheel" ] && [ ! -e "$site/.${wheel##*/}" ] && "$PYTHON3" -m zipfile -e "$wheel" "$site" && touch "$site/.${wheel##*/}"
 done
-[ -e udkd/data_prep ] || ln -s ../data_prep udkd/data_prep  # a copy of the tree may lack links
+[ -e udkd/data_prep/__init__.py ] || ln -sfn ../data_prep udkd/data_prep # a copy of the tree may have no link, or a text file for it
 export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 TERM=dumb COLUMNS=160
 [ -s .gpu/commit ] && export UDKD_COMMIT=${UDKD_COMMIT:-$(cat .gpu/commit)}
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm --format=csv,noheader 2>/dev/null

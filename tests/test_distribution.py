@@ -83,6 +83,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {"udkd/py.typed", "udkd/data_prep/convert.py", "udkd/report/page.html"} <= names
 
 
+def test_a_checkout_without_the_link_is_refused(tmp_path: Path) -> None:
+    """As some unpackers leave it; the wheel would lack the converter."""
+    sources = copy_sources(tmp_path / "sources")
+    (sources / "udkd" / "data_prep").unlink()
+    (sources / "udkd" / "data_prep").write_text("../data_prep")
+    done = subprocess.run([sys.executable, "setup.py", "--version"], cwd=sources, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: udkd/data_prep is not a link to ../data_prep; expected it as in git; run: ln -sfn")
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_sdist_holds_what_the_wheel_is_made_from(built: Path) -> None:
     with tarfile.open(built / f"{NAME}.tar.gz") as file:
         names = {member.name.removeprefix(f"{NAME}/") for member in file if member.isfile()}

@@ -54,6 +54,13 @@ def test_results_are_packed_after_a_failure(bare: Path, step: str) -> None:
         assert f"{step}/half.json" in packed.getnames()
 
 
+def test_a_copy_with_a_text_file_for_the_link(bare: Path) -> None:
+    shutil.rmtree(bare / "udkd/data_prep")
+    (bare / "udkd/data_prep").write_text("../data_prep")
+    call(bare, "first", 60, PYTHON3="false")
+    assert (bare / "udkd/data_prep/__init__.py").is_file()
+
+
 @pytest.mark.long
 def test_everything_runs_that_needs_no_gpu(bare: Path) -> None:
     done = call(bare, "first", round(scaled(900)))

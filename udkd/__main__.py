@@ -15,7 +15,7 @@ def main() -> None:
 
         if "_UDKD_COMPLETE" not in os.environ:  # a shell asks for completions, and parses their tabs
             install_safe_streams()
-        from udkd.cli.app import main as run  # takes seconds: torch
+        from udkd.cli.app import main as run
 
         run()
 

@@ -250,6 +250,7 @@ def _open(path: Path, layout: str, ground_truth: Path | None) -> Source:
         source = LAYOUTS[layout](path) or (WebDataset.probe(path, texts=True) if layout == "webdataset" else None)
         if source is None:
             raise DataError(f"{path} does not have the layout {layout}; expected one that does; check --layout or remove it")
+        source = replace(source, trusted=True) if isinstance(source, Tree | Tar | Zip) else source
         return _SourceInFolder(_with_ground_truth(source, ground_truth), _read_files(source))
     readings = {
         name: source for name, probe in LAYOUTS.items() if name != "classfolders" and (source := probe(path)) is not None

@@ -62,8 +62,8 @@ Location = Path | Address
 
 
 def names_of(location: Location) -> tuple[str, ...]:
-    """The names of the folders above a file or folder and its own, without links."""
-    return location.parts if isinstance(location, Address) else location.resolve().parts
+    """The names of the folders above a file or folder and its own, without links; at least two."""
+    return ("", *location.parts) if isinstance(location, Address) else location.resolve().parts
 
 
 def is_file(location: Location) -> bool:
@@ -88,6 +88,14 @@ def location_of(text: str | PathLike[str]) -> Location:
             "protocol of fsspec; check the address"
         )
     return Address(str(text))
+
+
+def require_path(out: str | PathLike[str]) -> Path:
+    """The path of a folder to write. Raises ConfigError for an address."""
+    match = _ADDRESS.fullmatch(str(out)) or _COLLAPSED.fullmatch(str(out))
+    if match and _is_known(match[1].lower()) and not Path(out).exists():
+        raise ConfigError(f"{match[1]}://… is an address; expected a folder on this machine to write; add --out DATA")
+    return Path(out)
 
 
 def expand(address: Address) -> list[Address]:

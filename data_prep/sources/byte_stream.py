@@ -164,7 +164,8 @@ class ByteReader:
             self._block = memoryview(self._last[-back:] + bytes(self._block))
             self._last, self._position = self._last[:-back], position
             return
-        if -back > JUMP and self._jumps:
+        stored = self._stream.size
+        if -back > JUMP and self._jumps and (stored is None or position < stored):  # servers refuse to begin beyond the end
             self._start(position)
         self._last = b""
         while self._position < position and self._fill():
@@ -208,12 +209,13 @@ class ByteReader:
             return
         first = next(stored, b"")
         if first.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+            stored.close()
             raise DataError(f"{what} is a web page; expected a file; give the address that a browser downloads it from")
         kind = compression_of(first)
-        self._jumps = self._jumps and not kind
+        self._jumps = not kind and self._connection is not None and self._connection.ranges
         blocks = _chained(first, stored)
         if kind and isinstance(self._stream.location, Address):
-            blocks = prefetch(blocks, DEPTH, f"read {what}")  # so that download and decompression overlap
+            blocks = prefetch(blocks, DEPTH, f"read {what}", self._stop)  # so that download and decompression overlap
         self._blocks = prefetch(decompress(blocks, kind, what), DEPTH, f"decompress {what}", self._stop)
 
     def _stored_blocks(self, start: int, stopped: threading.Event) -> Generator[bytes]:
@@ -223,7 +225,7 @@ class ByteReader:
         while not stopped.is_set():
             try:
                 with contextlib.closing(self._stream.connect(position)) as connection:
-                    self._connection, self._jumps = connection, connection.ranges
+                    self._connection = connection
                     while connection.position < position:  # the server begins at the first byte
                         passed = len(connection.read(min(BLOCK, position - connection.position)))
                         connection.position += passed

@@ -1,10 +1,11 @@
 """Decompresses a stream of gzip, bzip2, xz or zstd, block by block, in bounded memory."""
 
 import bz2
+import contextlib
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
 from udkd.utils.errors import DataError
@@ -65,14 +66,13 @@ def compression_of(start: bytes) -> str:
     return next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), "")
 
 
-def decompress(blocks: Iterator[bytes], kind: str, what: str) -> Iterator[bytes]:
-    """Decompress the blocks of a file, with all its members or frames.
+def decompress(blocks: Generator[bytes], kind: str, what: str) -> Generator[bytes]:
+    """Decompress the blocks of a file, with all its members or frames. At its end, or after an error, `blocks` is closed.
 
     kind: of `compression_of`; empty to pass the blocks on. what: the file, for errors. Raises DataError for damaged data.
     """
-    if not kind:
-        return blocks
-    return _zstd(blocks, what) if kind == "zstd" else _members(blocks, kind, what)
+    with contextlib.closing(blocks):
+        yield from blocks if not kind else _zstd(blocks, what) if kind == "zstd" else _members(blocks, kind, what)
 
 
 def _members(blocks: Iterator[bytes], kind: str, what: str) -> Iterator[bytes]:

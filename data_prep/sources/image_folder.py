@@ -2,11 +2,14 @@
 
 from array import array
 from collections.abc import Mapping
+from pathlib import Path
 
 from udkd.data_prep.sources.address import Location
 from udkd.data_prep.sources.ground_truth import GroundTruth, choose_ground_truth
 from udkd.data_prep.sources.layout import is_test_list, looks_like_val, parse_paths, skip_reason
 from udkd.data_prep.sources.source import Entry, EntryTable, Listing, Skipped
+from udkd.data_prep.sources.table_check import Data, TableCheck
+from udkd.utils.errors import DataError
 from udkd.utils.string_column import StringColumnBuilder
 
 
@@ -14,15 +17,16 @@ class ListingBuilder:
     """Collects file names and ground truths, then builds the listing.
 
     source: path, for errors. root: name of the source. splits: False if all folders are classes.
-    ground_truth: named by the user.
+    ground_truth: named by the user. trusted: True if the user chose the layout, so that tables are not compared.
     """
 
-    def __init__(self, source: Location, root: str, *, splits: bool, ground_truth: GroundTruth | None) -> None:
+    def __init__(self, source: Location, root: str, *, splits: bool, ground_truth: GroundTruth | None, trusted: bool) -> None:
         self._source, self._root, self._splits = source, root, splits
         self._given_ground_truth, self._ground_truths, self._used = ground_truth, dict[str, GroundTruth](), ""
         self._names, self._numbers = StringColumnBuilder(), array("q")
         self._skipped, self._unclear_val, self._val_advice = Skipped(), "", ""
         self._warnings: list[str] = []
+        self._trusted, self._tables = trusted, dict[str, Path | Data]()
 
     def add(self, name: str, *, offset: int, size: int, stamp: int) -> None:
         """Add an image. offset, size: bytes. stamp: see Entry."""
@@ -44,6 +48,11 @@ class ListingBuilder:
         """Add a warning to the listing."""
         self._warnings.append(text)
 
+    def add_table(self, name: str, data: Path | Data) -> None:
+        """Add a file that may be a table of paths and labels. It is not read as a source."""
+        self._tables[name] = data
+        self.skip(name)
+
     def add_ground_truth(self, ground_truth: GroundTruth, name: str = "") -> None:
         """Add a possible ground truth. name: its path in the source; empty for a file next to the source."""
         self._ground_truths[name] = ground_truth
@@ -51,7 +60,18 @@ class ListingBuilder:
     def listing(self, *, sequential: bool = False) -> Listing:
         """Build the listing. sequential: see Listing. Raises DataError: see `parse_paths`."""
         paths = self._names.finish()
-        parsed = parse_paths(paths, self._root, source=str(self._source), splits=self._splits, ground_truth=self._ground_truth)
+        check = TableCheck({} if self._trusted else self._tables)
+        try:
+            parsed = parse_paths(
+                paths, self._root, source=str(self._source), splits=self._splits, ground_truth=self._ground_truth
+            )
+        except DataError:
+            if table := check.with_images(paths):
+                raise DataError(
+                    f"{self._source} holds no class folders, and the table {table} with labels of its images; expected class "
+                    "folders in an archive; unpack it and name the table and the folder of the images"
+                ) from None
+            raise
         entries = EntryTable()
         for n, placement in enumerate(parsed.placements):
             if isinstance(placement, str):
@@ -71,7 +91,7 @@ class ListingBuilder:
             split_hint=parsed.split_hint,
             unclear_val=unclear_val,
             val_advice=val_advice,
-            warnings=(*parsed.warnings, *self._warnings),
+            warnings=(*parsed.warnings, *self._warnings, *check.warnings(entries, self._source)),
         )
 
     def _ground_truth(self) -> tuple[str, Mapping[str, str]] | None:

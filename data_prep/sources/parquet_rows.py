@@ -33,6 +33,7 @@ from udkd.data_prep.sources.fields import (
 from udkd.data_prep.sources.named_split import LabelFolders, last_split_in
 from udkd.data_prep.sources.source import TEST_IMAGES, Entry, Listing, SourceSplit, class_name_of_label
 from udkd.utils.errors import DataError
+from udkd.utils.files import read_regular
 from udkd.utils.parsing import parse_json
 
 IMAGE_COLUMN = "image"  # the name used by `datasets`; it has priority over other columns
@@ -206,9 +207,11 @@ def image_bytes(value: object, folder: Path) -> bytes:
     data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
     if data is None and isinstance(path, str) and path:
         try:
-            return (folder / path).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return read_regular(folder / path)
+        except (FileNotFoundError, NotADirectoryError):
             raise BadImage(f"its row has no bytes, and the file {path} does not exist") from None
+        except ValueError:
+            raise BadImage(f"its row has no bytes, and {path} is no file") from None
     return data if isinstance(data, bytes) else b""
 
 

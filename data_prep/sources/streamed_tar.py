@@ -17,6 +17,7 @@ from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, last_split_in
 from udkd.data_prep.sources.source import Entry, Listing
 from udkd.data_prep.sources.streamed_parquet import StreamedParquet
+from udkd.data_prep.sources.table_check import is_table_member
 from udkd.data_prep.sources.tar_members import BLOCK, TarMember, has_tar_magic, stream_members, stream_names
 from udkd.data_prep.sources.unread_kinds import COMPRESSED_TAR, kind_of_bytes
 from udkd.data_prep.sources.webdataset import (
@@ -41,7 +42,7 @@ class StreamedTar:
     """A compressed tar, or a tar at an address, with class folders or with the samples of a WebDataset.
 
     Ids have the order of the stream. splits: False if all folders are classes. ground_truth: of a flat val/; None to look for
-    it. fields: of a WebDataset's samples. observer: shows the listing's progress.
+    it. fields: of a WebDataset's samples. trusted: see Tree. observer: shows the listing's progress.
     """
 
     stream: ByteStream
@@ -49,6 +50,7 @@ class StreamedTar:
     splits: bool = True
     ground_truth: GroundTruth | None = None
     fields: Fields = DETECT_FIELDS
+    trusted: bool = False
     observer: Observer = SILENT
     _linked: dict[int, int] = field(default_factory=dict)  # the size of the files that hard links name, by offset
 
@@ -93,13 +95,21 @@ class StreamedTar:
                 yield data
 
     def _class_folders(self, reader: ByteReader) -> Listing:
-        names = ListingBuilder(self.path, _stem(self.path.name), splits=self.splits, ground_truth=self.ground_truth)
-        for member in self._members(reader, is_ground_truth_member):
+        names = ListingBuilder(
+            self.path,
+            _stem(self.path.name),
+            splits=self.splits,
+            ground_truth=self.ground_truth,
+            trusted=self.trusted,
+        )
+        for member in self._members(reader, _may_be_read):
             if is_image_path(member.name):
                 names.add(member.name, offset=member.offset, size=member.size, stamp=member.crc)
             elif is_ground_truth_member(member.name, member.size):
                 where = f"{self.path}, {member.name}"
                 names.add_ground_truth(GroundTruth(PurePath(member.name).name, where, partial(_data, member)), member.name)
+            elif is_table_member(member.name, member.size):
+                names.add_table(member.name, partial(_data, member))
             else:
                 names.skip(member.name)
         beside = None if isinstance(self.path, Address) else find_ground_truth(self.path.parent)
@@ -124,13 +134,15 @@ class StreamedTar:
 
     def _members(self, reader: ByteReader, keep: Callable[[str, int], bool]) -> Iterator[TarMember]:
         """The members of the tar, with the files that hard links name noted in `_linked`."""
-        last, shown, size = -1, 0, self.stream.size or 0
+        last, shown, size, linked_bytes = -1, 0, self.stream.size or 0, 0
+        self._linked.clear()
         if size >= SHOWN_BYTES:
             self.observer.start(f"list {self.path.name}", size >> 20, "MB")
         for member in stream_members(self.stream, reader, keep):
-            if member.offset <= last:
+            if member.offset <= last and member.offset not in self._linked:
                 self._linked[member.offset] = member.size
-                if sum(self._linked.values()) > LINKED_BYTES:
+                linked_bytes += member.size
+                if linked_bytes > LINKED_BYTES:
                     raise DataError(
                         f"{self.path} holds hard links to files of more than {LINKED_BYTES >> 20} MB in all; expected fewer; "
                         "pack the images again with tar --hard-dereference"
@@ -179,8 +191,8 @@ def open_stream(
             return StreamedParquet(stream)
         kind = kind_of_bytes(start)
         if kind or layout == "parquet" or not (has_tar_magic(start) or _is_tar_name(location.name)):
-            what = kind or "of an unknown kind"
-            raise DataError(f"{location} is of another kind ({what}); expected a tar or parquet; download it and name the file")
+            found = f"another kind ({kind})" if kind else "an unknown kind"
+            raise DataError(f"{location} is of {found}; expected a tar or parquet; download it and name the file")
         reader.seek(0)
         names = list(islice(stream_names(reader, str(location)), MAX_PEEKED))
     detected = layout is None and (has_samples(names, texts=False) or has_samples(names, texts=True))
@@ -189,8 +201,13 @@ def open_stream(
         detected or layout == "webdataset",
         splits=layout != "classfolders",
         ground_truth=ground_truth,
+        trusted=layout is not None,
         observer=observer,
     )
+
+
+def _may_be_read(name: str, size: int) -> bool:
+    return is_ground_truth_member(name, size) or is_table_member(name, size)
 
 
 def _stem(name: str) -> str:

@@ -26,20 +26,29 @@ from udkd.data_prep.sources.fields import (
 from udkd.data_prep.sources.ground_truth import is_ground_truth
 from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, single_split_in
-from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, Listing, SourceSplit
-from udkd.data_prep.sources.table_columns import choose_columns, label_columns, path_columns
+from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, EntryTable, Listing, SourceSplit
+from udkd.data_prep.sources.table_columns import choose_columns, is_submission, is_val_column, label_columns, path_columns
 from udkd.data_prep.sources.table_rows import PARQUET, SUFFIXES, TableRows, open_table
 from udkd.utils.errors import DataError
+from udkd.utils.files import read_regular
 from udkd.utils.string_column import StringColumnBuilder
 
 IMAGES_OPTION = "--images"
 NO_PATH = "rows without a path"
 REPEATED = "further rows of an image"
-_SUBMISSION = re.compile(r".*submission.*", re.IGNORECASE)  # Kaggle's example answers have made-up labels
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PEEKED_ROWS = 100  # that say which folder the paths are relative to
 _MAX_SEARCHED = 20_000  # files among which a missing image is looked for
 _ROW_BITS = 40
+_SPLIT_OF_FLAG: dict[str, SourceSplit] = {
+    "true": "val",
+    "1": "val",
+    "1.0": "val",
+    "false": "train",
+    "0": "train",
+    "0.0": "train",
+}
+_JOINTS = re.compile(r"\s*[|,;]\s*|\s+")  # between several labels in one text
 
 
 @dataclass(frozen=True)
@@ -70,11 +79,7 @@ class Table:
             return [self.path]
         patterns = (each for suffix in SUFFIXES for each in (f"*{suffix}", f"*/metadata{suffix}"))
         files = sorted(file for pattern in patterns for file in self.path.glob(pattern) if file.is_file())
-        named = [
-            file
-            for file in files
-            if not (file.name.startswith(".") or _SUBMISSION.fullmatch(file.name) or is_ground_truth(file))
-        ]
+        named = [file for file in files if not (file.name.startswith(".") or is_submission(file.name) or is_ground_truth(file))]
         return [file for file in named if _has_paths_and_labels(file)]
 
     def list(self) -> Listing:
@@ -89,13 +94,14 @@ class Table:
     def read(self, entry: Entry) -> bytes:
         """The bytes of a file. Raises BadImage, with the row, if there is none."""
         try:
-            return Path(entry.key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            if entry.size:
+            return read_regular(Path(entry.key))
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+            if entry.size and isinstance(error, OSError):
                 raise
+            fault = "does not exist" if isinstance(error, OSError) else "is no file"
             table = open_table(self.files()[entry.offset >> _ROW_BITS])
             number = entry.offset & ((1 << _ROW_BITS) - 1)
-            raise BadImage(f"{entry.key} does not exist ({table.unit} {number} of {table.path.name})") from None
+            raise BadImage(f"{entry.key} {fault} ({table.unit} {number} of {table.path.name})") from None
 
 
 class _Reader:
@@ -118,6 +124,7 @@ class _Reader:
         repeated = self._repeated(splits := self._split_of_rows())
         class_names = self._class_names()
         finders = [_Finder(self._root(index, file)) for index, file in enumerate(self._files)]
+        rows, hashes = array("q"), array("q")
         for n in range(len(self._paths)):
             path, split, class_name = self._paths[n], splits[n], class_names[self._labels.codes[n]]
             if class_name is None or n in repeated:
@@ -128,7 +135,10 @@ class _Reader:
             name = _name(key, finders[self._tables[n]].root, (class_name, self._labels[n][0]))
             row = self._tables[n] << _ROW_BITS | self._numbers[n]
             self._listing.entries.append(Entry(split, class_name, name, key, row, size, stamp))
-        return replace(self._listing, warnings=tuple(self._warnings))
+            rows.append(n)
+            hashes.append(hash(key))
+        entries = self._without_same_files(self._listing.entries, rows, hashes)
+        return replace(self._listing, entries=entries, warnings=tuple(self._warnings))
 
     def _collect(self, index: int, table: TableRows) -> None:
         may_lack_labels = _split_of_file(table.path) == "test"
@@ -166,7 +176,24 @@ class _Reader:
         labels = self._labels.values
         if all(isinstance(label, int) for _, label in labels if label is not None):
             return [None if label is None else self._listing.class_of_label(int(label)) for _, label in labels]
+        self._warn_of_odd_labels()
         return [None if label is None else folders.folder(text) for text, label in labels]
+
+    def _warn_of_odd_labels(self) -> None:
+        """Warn of numbers among names, which may name the same classes, and of texts that join several labels."""
+        number, name = (
+            next((text for text, label in self._labels.values if isinstance(label, kind)), None) for kind in (int, str)
+        )
+        if number and name:
+            self._warnings.append(
+                f"{self._source.path} has numbers and names as labels, such as {number} and {name}; each is a class of its own"
+            )
+        texts = {text for text, label in self._labels.values if label is not None}
+        joint = next((text for text in sorted(texts) if len(parts := set(_JOINTS.split(text))) > 1 and parts <= texts), None)
+        if joint:
+            self._warnings.append(
+                f"{self._source.path} has the label {joint!r}, which joins labels of other images; it is a class of its own"
+            )
 
     def _split_of_rows(self) -> Sequence[SourceSplit | None]:
         """The split of each row. Raises DataError if a column of splits has other values, too."""
@@ -174,7 +201,7 @@ class _Reader:
         by_column: dict[str, dict[str, SourceSplit | None]] = {}
         for column, text in self._splits.values:
             if column:
-                by_column.setdefault(column, {})[text] = single_split_in(text)
+                by_column.setdefault(column, {})[text] = _split_of_text(column.partition(" ")[2], text)
         for column, splits in by_column.items():
             index, _, name = column.partition(" ")
             other = next((text for text, split in splits.items() if split is None), None)
@@ -183,7 +210,8 @@ class _Reader:
                 self._listing = replace(self._listing, val_advice=advice)
             elif other is not None:
                 file = self._files[int(index)]
-                raise DataError(f"{file} has {other!r} in its column {name}; expected train, val or test; correct the row")
+                expected = "True or False" if is_val_column(name) else "train, val or test"
+                raise DataError(f"{file} has {other!r} in its column {name}; expected {expected}; correct the row")
         in_column = [by_column.get(column, {}).get(text) for column, text in self._splits.values]
         found = [in_column[self._splits.codes[n]] or of_file[self._tables[n]] for n in range(len(self._paths))]
         if not any(found):
@@ -200,17 +228,32 @@ class _Reader:
             first, second = int(order[at]), int(order[at + 1])
             if self._paths[first] != self._paths[second]:
                 continue  # only their hashes are equal
-            for what, one, other in (
-                ("labels", self._labels[first][0], self._labels[second][0]),
-                ("splits", splits[first], splits[second]),
-            ):
-                if one != other:
-                    raise DataError(
-                        f"{self._paths[second]} has two {what}, {one} in {self._where(first)} and {other} in "
-                        f"{self._where(second)}; expected one; remove a row"
-                    )
+            self._require_same(self._paths[second], first, second, (splits[first], splits[second]))
             repeated.add(second)
         return repeated
+
+    def _without_same_files(self, entries: EntryTable, rows: Sequence[int], hashes: "array[int]") -> EntryTable:
+        """The entries without further ones of a file, which may have several paths. Raises DataError if they disagree."""
+        values = np.frombuffer(hashes, dtype=np.int64)
+        order = np.argsort(values, kind="stable")
+        repeated: set[int] = set()
+        for at in np.flatnonzero(values[order[1:]] == values[order[:-1]]).tolist():
+            first, second = int(order[at]), int(order[at + 1])
+            if entries[first].key != entries[second].key:
+                continue  # only their hashes are equal
+            self._require_same(entries[second].key, rows[first], rows[second], (entries[first].split, entries[second].split))
+            self._listing.skipped.append(self._paths[rows[second]], REPEATED)
+            repeated.add(second)
+        return EntryTable(entry for n, entry in enumerate(entries) if n not in repeated) if repeated else entries
+
+    def _require_same(self, image: str, first: int, second: int, splits: tuple[object, object]) -> None:
+        """Raise DataError if two rows of an image have different labels or splits."""
+        for what, one, other in (("labels", self._labels[first][0], self._labels[second][0]), ("splits", *splits)):
+            if one != other:
+                raise DataError(
+                    f"{image} has two {what}, {one} in {self._where(first)} and {other} in {self._where(second)}; expected "
+                    "one; remove a row"
+                )
 
     def _root(self, index: int, file: Path) -> Path:
         """The folder that the paths of a table are relative to. Raises DataError if it is none or not clear."""
@@ -225,10 +268,16 @@ class _Reader:
             )
         if not found and paths:
             where = _search(file.parent, paths[0])
-            option = f"{IMAGES_OPTION} {where}" if where else f"{IMAGES_OPTION} FOLDER, the folder that they are relative to"
+            option = (
+                f"give {IMAGES_OPTION} {where}"
+                if where
+                else f"give {IMAGES_OPTION} FOLDER, the folder that they are relative to"
+            )
+            if where and not _Finder(where).exists(paths[-1]):  # as HAM10000, in two parts
+                option = f"they are in several folders ({paths[0]} is in {where}): write the folders into the paths"
             raise DataError(
                 f"the images of {file}, such as {paths[0]}, are not in {' or '.join(map(str, folders))}; expected paths of "
-                f"files; give {option}"
+                f"files; {option}"
             )
         return found[0] if found else folders[0]
 
@@ -247,7 +296,7 @@ class _Finder:
             status = os.stat(key)
             if stat.S_ISREG(status.st_mode):
                 return key, status.st_size, status.st_mtime_ns
-        except OSError:
+        except (OSError, ValueError):  # a character that no path has
             pass
         names = [] if is_image_path(path) else self._suffixed(key)
         if len(names) > 1:
@@ -307,7 +356,8 @@ def _path(value: object) -> str:
     path = "" if value is None or value != value else str(value).strip()
     if isinstance(value, float) and value.is_integer():
         path = str(int(value))
-    return path.replace("\\", "/") if "\\" in path and "/" not in path else path
+    path = path.replace("\\", "/") if "\\" in path and "/" not in path else path
+    return os.path.normpath(path) if path and not _ADDRESS.match(path) else path  # ./a.jpg and a.jpg are one image
 
 
 def _label(value: object, where: str) -> Label:
@@ -317,6 +367,10 @@ def _label(value: object, where: str) -> Label:
         raise DataError(
             f"{where} {error}; expected one class number or name; choose another column with {LABEL_OPTION}"
         ) from None
+
+
+def _split_of_text(column: str, text: str) -> SourceSplit | None:
+    return _SPLIT_OF_FLAG.get(text.lower()) if is_val_column(column) else single_split_in(text)
 
 
 def _split_of_file(file: Path) -> SourceSplit | None:

@@ -20,12 +20,19 @@ LABELS = (
     *("classes", "category", "target", "species", "breed", "classlabel", "labelid", "classid", "categoryid", "y"),
 )
 SPLITS = ("split", "splits", "subset", "partition", "dataset", "set", "usage", "phase", "fold")
+IS_VAL = ("isvalid", "isval", "isvalidation")  # fastai's, with True for rows of val
+_SUBMISSION = re.compile(r".*submission.*", re.IGNORECASE)  # Kaggle's example answers have made-up labels
 _BINARY = {"0", "1", "0.0", "1.0", "True", "False"}
 _PEEKED_ROWS = 100
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def is_submission(name: str) -> bool:
+    """Whether a file's name is that of Kaggle's example answers."""
+    return _SUBMISSION.fullmatch(name) is not None
 
 
 def path_columns(columns: Sequence[str]) -> Sequence[str]:
@@ -61,16 +68,17 @@ def choose_columns(table: TableRows, fields: Fields, may_lack_labels: bool) -> t
             f"labels (label, class, category …); choose with {IMAGE_OPTION} NAME and {LABEL_OPTION} NAME"
         )
     path = choose_field(paths, None, where=table.path, what="path column", option=IMAGE_OPTION) if len(paths) > 1 else paths[0]
-    split = next((name for name in columns if _plain(name) in SPLITS and name not in (path, *labels)), "")
-    return path, labels, split
+    splits = [name for group in (SPLITS, IS_VAL) for name in columns if _plain(name) in group and name not in (path, *labels)]
+    return path, labels, splits[0] if splits else ""
+
+
+def is_val_column(name: str) -> bool:
+    """Whether a column says of each row whether it is of val, as fastai's `is_valid`."""
+    return _plain(name) in IS_VAL
 
 
 def _one_hot(table: TableRows, columns: Sequence[str]) -> Sequence[str]:
     """The columns, at least two, that have only the values 0 and 1 in the first rows."""
     rows = [values for _, values in islice(table.read(columns), _PEEKED_ROWS)]
-    binary = [
-        name
-        for n, name in enumerate(columns)
-        if {str(values[n]).strip() for values in rows} <= {"0", "1", "0.0", "1.0", "True", "False"}
-    ]
+    binary = [name for n, name in enumerate(columns) if {str(values[n]).strip() for values in rows} <= _BINARY]
     return binary if len(binary) > 1 and rows else ()

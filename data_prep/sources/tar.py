@@ -8,6 +8,7 @@ from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, 
 from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.table_check import is_table_member
 from udkd.data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 
@@ -16,11 +17,13 @@ class Tar:
     """An uncompressed tar with one folder per class, in train/ and val/ or without splits, below any prefix.
 
     splits: False if all folders are classes. ground_truth: of a flat val/; None to look in the tar and in its folder.
+    trusted: True if the user chose this layout, so that the folders are classes whatever a table says.
     """
 
     path: Path
     splits: bool = True
     ground_truth: GroundTruth | None = None
+    trusted: bool = False
 
     @staticmethod
     def probe(path: Path) -> "Tar | None":
@@ -30,7 +33,11 @@ class Tar:
     def list(self) -> Listing:
         """All image members. Raises DataError: see `iter_members` and `parse_paths`."""
         names = ListingBuilder(
-            self.path, self.path.name.removesuffix(".tar"), splits=self.splits, ground_truth=self.ground_truth
+            self.path,
+            self.path.name.removesuffix(".tar"),
+            splits=self.splits,
+            ground_truth=self.ground_truth,
+            trusted=self.trusted,
         )
         stamp = self.path.stat().st_mtime_ns
         for member in iter_members(self.path):
@@ -41,6 +48,8 @@ class Tar:
                 read = partial(read_at, self.path, member.offset, member.size)
                 ground_truth = GroundTruth(PurePath(member.name).name, where, read)
                 names.add_ground_truth(ground_truth, member.name)
+            elif is_table_member(member.name, member.size):
+                names.add_table(member.name, partial(read_at, self.path, member.offset, member.size))
             else:
                 names.skip(member.name)
         beside = find_ground_truth(self.path.parent)

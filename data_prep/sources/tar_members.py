@@ -5,7 +5,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,7 @@ from udkd.utils.errors import DataError, UserError
 
 BLOCK = tarfile.BLOCKSIZE
 PART = 1 << 20  # bytes of a member that are read at once
+MAX_HEADER = 1 << 24  # bytes of a long name or of extended headers, which tarfile reads at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,11 @@ def stream_members(stream: ByteStream, reader: ByteReader, keep: Callable[[str, 
         if header.isreg():
             yield _read_member(reader, header, offset, keep)
         elif header.islnk():
-            targets = _stream_targets(stream, what) if targets is None else targets
+            targets = _stream_targets(stream, what, keep) if targets is None else targets
             target = targets.get(_normalized(header.linkname))
             if target is None or target.offset > offset:
                 raise _bad_link(header, what, "is not in the archive" if target is None else "comes later in the stream")
-            yield TarMember(_normalized(header.name), target.offset, target.size, target.crc)
+            yield replace(target, name=_normalized(header.name))
 
 
 def stream_names(reader: ByteReader, what: str) -> Iterator[str]:
@@ -93,9 +94,7 @@ def stream_names(reader: ByteReader, what: str) -> Iterator[str]:
     return (_normalized(header.name) for header in headers if header.isreg() or header.islnk())
 
 
-def _read_member(
-    reader: ByteReader, header: tarfile.TarInfo, offset: int, keep: Callable[[str, int], bool] = lambda *_: False
-) -> TarMember:
+def _read_member(reader: ByteReader, header: tarfile.TarInfo, offset: int, keep: Callable[[str, int], bool]) -> TarMember:
     name, crc, parts, missing = _normalized(header.name), 0, [], header.size
     kept = keep(name, header.size)
     while missing and (part := reader.read(min(missing, PART))):
@@ -106,14 +105,14 @@ def _read_member(
     return TarMember(name, offset, header.size, crc, b"".join(parts))
 
 
-def _stream_targets(stream: ByteStream, what: str) -> dict[str, TarMember]:
+def _stream_targets(stream: ByteStream, what: str, keep: Callable[[str, int], bool]) -> dict[str, TarMember]:
     """`_link_targets` for a stream."""
     with stream.reader() as reader:
         links = (header for header, _ in _headers(_StreamWindow(reader, 0), what) if header.islnk())
         linked = {_normalized(header.linkname) for header in links}
     with stream.reader() as reader:
         files = ((header, offset) for header, offset in _headers(_StreamWindow(reader, 0), what) if header.isreg())
-        found = (_read_member(reader, header, offset) for header, offset in files if _normalized(header.name) in linked)
+        found = (_read_member(reader, header, offset, keep) for header, offset in files if _normalized(header.name) in linked)
         return {member.name: member for member in found}
 
 
@@ -227,6 +226,8 @@ class _FileWindow:
         return self._position
 
     def read(self, size: int) -> bytes:
+        if size > MAX_HEADER:
+            raise ValueError(f"a header of {size:,} bytes, the limit is {MAX_HEADER:,}")
         self._file.seek(self.start + self._position)
         data = self._file.read(max(0, min(size, self.size - self._position)))
         self._position += len(data)

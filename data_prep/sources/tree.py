@@ -10,6 +10,7 @@ from udkd.data_prep.sources.ground_truth import GROUND_TRUTH_NAMES, GroundTruth,
 from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_hidden, is_image_path, parse_paths
 from udkd.data_prep.sources.source import Entry, Listing, SourceSplit
+from udkd.data_prep.sources.table_check import is_table_member
 from udkd.utils.errors import DataError
 
 MAX_LISTED_PAIRS = 3  # in warnings
@@ -21,11 +22,13 @@ class Tree:
     """A folder with one folder per class, in train/ and val/ or without splits.
 
     splits: False if all folders are classes. ground_truth: of a flat val/; None to look for it inside.
+    trusted: True if the user chose this layout, so that the folders are classes whatever a table says.
     """
 
     path: Path
     splits: bool = True
     ground_truth: GroundTruth | None = None
+    trusted: bool = False
 
     @staticmethod
     def probe(path: Path) -> "Tree | None":
@@ -34,7 +37,13 @@ class Tree:
 
     def list(self) -> Listing:
         """All image files. Links are followed, as by torchvision's ImageFolder. Raises DataError: see `parse_paths`."""
-        names = ListingBuilder(self.path, self.path.resolve().name, splits=self.splits, ground_truth=self.ground_truth)
+        names = ListingBuilder(
+            self.path,
+            self.path.resolve().name,
+            splits=self.splits,
+            ground_truth=self.ground_truth,
+            trusted=self.trusted,
+        )
         linked: list[tuple[str, str]] = []
         for file in _walk(self.path, linked):
             name = os.path.relpath(file.path, self.path)
@@ -47,6 +56,8 @@ class Tree:
                 names.skip(name, BROKEN_LINKS)
             elif file.name in GROUND_TRUTH_NAMES and not is_hidden(name):
                 names.add_ground_truth(open_ground_truth(Path(file.path)), name)
+            elif is_table_member(name, 0):
+                names.add_table(name, Path(file.path))
             else:
                 names.skip(name)
         for first, second in sorted(linked)[:MAX_LISTED_PAIRS]:

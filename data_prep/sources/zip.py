@@ -9,6 +9,7 @@ from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, 
 from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.source import Entry, Listing
+from udkd.data_prep.sources.table_check import is_table_member
 from udkd.data_prep.sources.zip_members import ZipMember, is_zip, iter_members, read_member
 from udkd.utils.errors import DataError
 
@@ -18,11 +19,13 @@ class Zip:
     """A zip with one folder per class, in train/ and val/ or without splits, below any prefix. Images are stored or deflated.
 
     splits: False if all folders are classes. ground_truth: of a flat val/; None to look in the zip and in its folder.
+    trusted: True if the user chose this layout, so that the folders are classes whatever a table says.
     """
 
     path: Path
     splits: bool = True
     ground_truth: GroundTruth | None = None
+    trusted: bool = False
 
     @staticmethod
     def probe(path: Path) -> "Zip | None":
@@ -32,16 +35,18 @@ class Zip:
     def list(self) -> Listing:
         """All image members; their CRC-32 is the stamp. Raises DataError: see `iter_members` and `parse_paths`."""
         root = self.path.stem if self.path.suffix.lower() == ".zip" else self.path.name
-        names = ListingBuilder(self.path, root, splits=self.splits, ground_truth=self.ground_truth)
+        names = ListingBuilder(self.path, root, splits=self.splits, ground_truth=self.ground_truth, trusted=self.trusted)
         for member in iter_members(self.path):
             if is_image_path(member.name):
                 member.check(self.path)
                 names.add(member.name, offset=member.offset, size=member.size, stamp=member.crc32)
             elif is_ground_truth_member(member.name, member.size):
                 member.check(self.path)
-                read = partial(_ground_truth, self.path, member)
+                read = partial(_content, self.path, member)
                 where = f"{self.path}, {member.name}"
                 names.add_ground_truth(GroundTruth(PurePath(member.name).name, where, read), member.name)
+            elif is_table_member(member.name, member.size):
+                names.add_table(member.name, partial(_content, self.path, member))
             else:
                 names.skip(member.name)
         beside = find_ground_truth(self.path.parent)
@@ -54,7 +59,7 @@ class Zip:
         return read_member(self.path, entry.offset, entry.size, entry.stamp)
 
 
-def _ground_truth(path: Path, member: ZipMember) -> bytes:
+def _content(path: Path, member: ZipMember) -> bytes:
     try:
         return read_member(path, member.offset, member.size, member.crc32)
     except BadImage as error:

@@ -56,6 +56,7 @@ def test_keys_of_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     assert keys == ["students.N.lr", "students.N.lr_end"]
     refused(inside(capsys, "recipe", "keys", "lr"), "no key begins with 'lr'; ", "did you mean fit.lr or students.N.lr?")
     refused(inside(capsys, "recipe", "keys", "trian.batch_size"), "did you mean train.batch_size or")
+    refused(inside(capsys, "recipe", "keys", "traim.lr"), "did you mean fit.lr or students.N.lr?")
     refused(inside(capsys, "recipe", "keys", "trian"), "did you mean train?")
 
 

@@ -27,6 +27,13 @@ class Echo:
         return (task, os.getpid())
 
 
+class Unreadable:
+    """A task that no worker can unpickle."""
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return int, ("x",)
+
+
 @dataclass(frozen=True)
 class Double:
     """A second job, to tell apart from the first."""

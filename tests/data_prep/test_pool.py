@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_prep.pool_jobs import Double, Echo
+from tests.data_prep.pool_jobs import Double, Echo, Unreadable
 from tests.timeouts import wait_until
 from udkd.data_prep import pool as module
 from udkd.data_prep.pool import RESULTS_PER_WORKER, Pool, reuse_workers
@@ -101,6 +101,12 @@ def test_failures_reach_the_parent_at_once(task: str, kind: type[Exception], mes
     with pytest.raises(kind, match=message), Pool(Echo(), 2) as pool:
         list(pool.ordered(itertools.chain([1, 2, task], later)))
     assert len(list(later)) > 9_900
+
+
+@pytest.mark.timeout(60)
+def test_a_task_that_cannot_be_received_ends_its_worker() -> None:
+    with pytest.raises(DataError, match="ended with code 0"), Pool(Echo(), 1) as pool:
+        list(pool.ordered(iter([Unreadable()])))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:

@@ -158,6 +158,19 @@ def test_a_cut_or_damaged_stream_is_one_line_with_the_byte(tmp_path: Path, kind:
         assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("kind", COMPRESS)
+def test_a_damaged_stream_is_closed_at_once(tmp_path: Path, kind: str) -> None:
+    """Also while its error, and so the frames that read it, is kept."""
+    path = tmp_path / "a.tar"
+    data = COMPRESS[kind](os.urandom(1 << 18))
+    path.write_bytes(data[:9] + b"\xff" * 64 + data[73:])
+    with pytest.raises(DataError) as caught, byte_stream.ByteStream(path).reader() as reader:
+        reader.read(1 << 20)
+    names = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert caught.value.__traceback__
+    assert str(path) not in names
+
+
 def test_rules_for_members_hold_in_streams(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     for change, message in (
@@ -172,6 +185,15 @@ def test_rules_for_members_hold_in_streams(tmp_path: Path) -> None:
         path.write_bytes(gzip.compress(member.tobuf() + tar_bytes(FILES)))
         with pytest.raises(DataError, match=message):
             converted(path, tmp_path / "d")
+
+
+def test_a_header_that_would_fill_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    path.write_bytes(gzip.compress(long_name.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 25)))
+    with pytest.raises(DataError, match=r"is not a complete tar \(a header of 1,073,741,824 bytes, the limit is 16,777,216\)"):
+        converted(path, tmp_path / "d")
 
 
 def test_hard_links_to_earlier_files(tmp_path: Path) -> None:
@@ -196,6 +218,24 @@ def test_hard_links_to_earlier_files(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(tail[:512] + data))
     with pytest.raises(DataError, match=r"a hard link to '.*', which comes later in the stream; .*--hard-dereference"):
         converted(path, tmp_path / "f")
+
+
+def test_hard_links_to_labels(tmp_path: Path) -> None:
+    """As of a WebDataset that was packed from a folder without copies."""
+    plain, path = tmp_path / "a.tar", tmp_path / "a.tar.gz"
+    with tarfile.open(plain, "w") as archive:
+        for n in range(6):
+            for end, data in (("jpg", photo(n)), ("cls", b"%d" % n)):
+                member = tarfile.TarInfo(f"{n:04d}.{end}")
+                if end == "cls" and n > 1:
+                    member.type, member.linkname = tarfile.LNKTYPE, f"{n % 2:04d}.cls"
+                else:
+                    member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    found = images_by_name(converted(path, tmp_path / "d", hold_out_percent=50))
+    assert len(found) == 6
+    assert sorted(found.values()) == sorted(images_by_name(converted(plain, tmp_path / "e", hold_out_percent=50)).values())
 
 
 def test_a_file_that_changes_between_listing_and_reading(tmp_path: Path) -> None:
@@ -267,6 +307,41 @@ def test_http_errors_are_one_line(tmp_path: Path, server: FileServer, status: in
     with pytest.raises(DataError, match=rf"http://{server.host}/a\.tar {message}"):
         convert_address(server.address("a.tar"), tmp_path / "d")
     assert len(server.requests) == (6 if status == 500 else 1)
+
+
+def test_a_compressed_stream_is_read_on_after_a_drop(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A jump would begin inside the compressed bytes."""
+    monkeypatch.setattr(byte_stream, "JUMP", 1000)
+    data = os.urandom(1 << 19)
+    server.files["a.gz"], server.drop_after = gzip.compress(data), 1 << 17
+    with byte_stream.ByteStream(Address(server.address("a.gz"))).reader() as reader:
+        assert reader.read(300_000) == data[:300_000]
+        reader.seek(400_000)
+        assert reader.read(9) == data[400_000:400_009]
+
+
+def test_a_seek_beyond_the_end_asks_for_nothing(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers answer with 416, which is not what is wrong with a truncated tar."""
+    monkeypatch.setattr(byte_stream, "JUMP", 1000)
+    server.files["a.tar"] = bytes(5000)
+    with byte_stream.ByteStream(Address(server.address("a.tar"))).reader() as reader:
+        reader.read(9)
+        reader.seek(9000)
+        assert (reader.tell(), reader.read(1), reader.size) == (5000, b"", 5000)
+
+
+def test_an_address_without_a_path(tmp_path: Path, plain: dict[str, str], server: FileServer) -> None:
+    """Such as of a download chosen by its query."""
+    server.files[""] = tar_bytes(FILES)
+    assert contents(convert_address(f"http://{server.host}/?file=a.tar", tmp_path / "d")) == plain
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/data", "s3:/bucket/data", "https://host/data"])
+def test_a_dataset_is_not_written_to_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"is an address; expected a folder on this machine to write; add --out DATA"):
+        udkd.convert(write_tree(tmp_path / "t", FILES), out)
+    assert [each.name for each in tmp_path.iterdir()] == ["t"]
 
 
 def test_http_errors_that_pass(tmp_path: Path, plain: dict[str, str], server: FileServer) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -196,6 +197,20 @@ def test_rows_that_are_skipped_and_images_that_are_missing(tmp_path: Path) -> No
     assert notes == [f"{root}/images/none.jpg does not exist (line 13 of a.csv)"]
 
 
+@pytest.mark.timeout(60)
+def test_rows_that_name_no_file(tmp_path: Path) -> None:
+    """A pipe would block the reader, a device has no end."""
+    root = flat(tmp_path)
+    os.mkfifo(root / "images" / "pipe.jpg")
+    rows: list[list[object]] = [[f"images/{n:03d}.jpg", n % 2] for n in range(11)]
+    others = ("images/pipe.jpg", "/dev/zero", "images", "images/a\0b.jpg")
+    table = write_jsonl(root / "a.jsonl", ["path", "label"], [*rows, *([path, 0] for path in others)])
+    data = converted(table, tmp_path / "d", hold_out_percent=20, on_bad="skip", formats=(), workers=1)
+    notes = [note for split in data.splits.values() for note in split.note if note]
+    found = {note.partition(" is no file ")[::2] for note in notes}
+    assert found == {(str(root / path), f"(line {n} of a.jsonl)") for n, path in enumerate(others, start=12)}
+
+
 IMAGES = [f"images/{n:03d}.jpg" for n in range(4)]
 
 
@@ -208,6 +223,11 @@ IMAGES = [f"images/{n:03d}.jpg" for n in range(4)]
         (["path", "label", "label"], [["x", "y", "z"]], "has two columns label; expected one; rename the other"),
         (["id", "healthy", "rust"], [[0, 1, 0], [1, 0, 1]], r"a column of 0 and 1 for each class \(healthy, rust\)"),
         (["path", "label"], [[IMAGES[0], 0], [IMAGES[1], 1], [IMAGES[0], 1]], "two labels, 0 in .*line 2 and 1 in .*line 4"),
+        (
+            ["path", "label"],
+            [[IMAGES[0], 0], [IMAGES[1], 1], [f"./{IMAGES[0]}", 1]],
+            "two labels, 0 in .*line 2 and 1 in .*line 4",
+        ),
         (["path", "label", "split"], [[IMAGES[0], 0, "train"], [IMAGES[0], 0, "val"]], "has two splits, train in"),
         (
             ["path", "label", "class_name"],
@@ -289,3 +309,55 @@ def test_test_rows_need_no_labels(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no images"):
         listing_of(tables[2])
     assert not Table(root / "images").files()
+
+
+@pytest.mark.parametrize("spelling", ["./train/a/1.jpg", "train/a/../a/1.jpg", "train/a/1", "{root}/train/a/1.jpg"])
+def test_one_file_in_two_spellings(tmp_path: Path, spelling: str) -> None:
+    """It is read once, and two labels or splits of it are refused."""
+    root = write_tree(tmp_path / "set", {f"{split}/{c}/1.jpg": photo(1) for split in ("train", "val") for c in ("a", "b")})
+    rows = [[f"{split}/{c}/1.jpg", c, split] for split in ("train", "val") for c in ("a", "b")]
+    again = spelling.format(root=root)
+    columns = ["path", "label", "split"]
+    table = tmp_path / "set.csv"
+    for label, split, what in (("b", "train", "labels"), ("a", "val", "splits")):
+        with pytest.raises(DataError, match=f"1.jpg has two {what}, .* in .*line 2 and .* in .*line 6; expected one"):
+            listing_of(write_csv(table, columns, [*rows, [again, label, split]]), images=root)
+    listing = listing_of(write_csv(table, columns, [*rows, [again, "a", "train"]]), images=root)
+    assert {split: len(samples) for split, samples in listing.samples.items()} == {"train": 2, "val": 2}
+    assert listing.skipped.reasons == {REPEATED: (1, again)}
+
+
+def test_fastais_column_of_validation_rows(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {f"{n}.jpg": photo(n) for n in range(6)})
+    for flags in (("False", "True"), ("0", "1"), ("0.0", "1.0")):
+        rows = [[f"{n}.jpg", "cat" if n % 2 else "dog", flags[n > 3]] for n in range(6)]
+        listing = listing_of(write_csv(root / "all.csv", ["fname", "label", "is_valid"], rows))
+        assert {split: len(samples) for split, samples in listing.samples.items()} == {"train": 4, "val": 2}
+    rows[0][2] = "perhaps"
+    with pytest.raises(DataError, match="'perhaps' in its column is_valid"):
+        listing_of(write_csv(root / "all.csv", ["fname", "label", "is_valid"], rows))
+
+
+@pytest.mark.parametrize(
+    ("labels", "warning"),
+    [
+        (("0", "cat", "1", "dog"), "numbers and names as labels, such as 0 and cat"),
+        (("cat", "dog", "cat|dog", "cat"), "the label 'cat|dog', which joins labels of other images"),
+        (("cat", "dog", "dog cat", "cat"), "the label 'dog cat', which joins labels of other images"),
+        (("cat", "dog", "wild cat", "cat, tame"), ""),
+        (("0", "1", "10", "1"), ""),
+    ],
+)
+def test_labels_that_may_not_be_classes(tmp_path: Path, labels: Sequence[str], warning: str) -> None:
+    root = write_tree(tmp_path, {f"{n}.jpg": photo(n) for n in range(4)})
+    table = write_csv(root / "all.csv", ["path", "label"], [[f"{n}.jpg", each] for n, each in enumerate(labels)])
+    found = [line for line in Table(table).list().warnings if "class of its own" in line]
+    assert len(found) == bool(warning)
+    assert all(warning in line for line in found)
+
+
+def test_images_in_several_folders(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {f"part_{n}/{n}.jpg": photo(n) for n in range(2)})
+    table = write_csv(root / "all.csv", ["image_id", "label"], [["0", "cat"], ["1", "dog"]])
+    with pytest.raises(DataError, match=r"0 is in .*part_0\): write the folders into the paths"):
+        Table(table).list()

@@ -21,7 +21,7 @@ from udkd.utils.launcher import is_torchrun_worker, module_command, module_envir
 
 PARENT = """
 import subprocess, sys
-child = subprocess.Popen([sys.executable, "-m", "udkd", "cache", "info", "nowhere"], start_new_session=True)
+child = subprocess.Popen([sys.executable, "-m", "udkd", "eval", "nowhere"], start_new_session=True)
 print(child.pid, flush=True)
 child.wait()
 """
@@ -83,7 +83,7 @@ def test_a_launcher_that_dies_while_its_process_imports(slow_torch: Path) -> Non
 def test_a_launcher_that_exits_before_its_process_starts(slow_torch: Path, silent_port: int) -> None:
     environment = worker_environment(slow_torch, silent_port, TORCHELASTIC_USE_AGENT_STORE="True")
     done = subprocess.run(
-        [sys.executable, "-m", "udkd", "cache", "info", "nowhere"],
+        [sys.executable, "-m", "udkd", "eval", "nowhere"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=scaled(100), check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (1, "")

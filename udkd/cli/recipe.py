@@ -61,7 +61,7 @@ def keys(
         last = wanted.rpartition(".")[2]
         same = [path for path in found if path.rpartition(".")[2] == last]
         sections = {section.path for section in recipe_sections()}
-        suggestions = remedy(near(wanted, found) or same[:3] or near(wanted, sections))
+        suggestions = remedy(near(wanted, same) or same[:3] or near(wanted, found) or near(wanted, sections))
         raise ConfigError(f"no key begins with {shorten(prefix)!r}; expected one such as train.epochs; {suggestions}")
     if as_json:
         values = [

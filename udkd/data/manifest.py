@@ -281,8 +281,18 @@ def _text_bytes(column: pa.ChunkedArray) -> int:
     total = 0
     for chunk in column.chunks:
         lengths = np.diff(_bounds(chunk.dictionary))
-        total += int(lengths[chunk.indices.to_numpy()].sum()) if len(chunk) else 0
+        total += int(lengths[_values(chunk.indices)].sum())
     return total
+
+
+def _values(array: pa.Array) -> np.ndarray:
+    """The values of an array of numbers or booleans, without nulls. Not `to_numpy`, which imports pandas if it is installed."""
+    if len(array) == 0:
+        return np.zeros(0, np.int32)
+    buffer, end = array.buffers()[1], array.offset + len(array)
+    if pa.types.is_boolean(array.type):
+        return np.unpackbits(np.frombuffer(buffer, np.uint8), count=end, bitorder="little")[array.offset :]
+    return np.frombuffer(buffer, np.dtype(str(array.type)))[array.offset : end]
 
 
 def _bounds(strings: pa.StringArray) -> np.ndarray:
@@ -294,7 +304,8 @@ def _bounds(strings: pa.StringArray) -> np.ndarray:
 
 def _columns(table: pa.Table) -> Columns:
     def array_of(name: str, dtype: type) -> np.ndarray:
-        return np.ascontiguousarray(table.column(name).to_numpy(), dtype=dtype)
+        parts = [np.zeros(0, dtype), *map(_values, table.column(name).chunks)]
+        return np.concatenate(parts, dtype=dtype, casting="unsafe")
 
     checksums = table.column("sha256").combine_chunks()
     return Columns(

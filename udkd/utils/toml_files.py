@@ -24,7 +24,7 @@ def shipped_names(kind: TomlKind) -> list[str]:
 
 def shipped_summaries(kind: TomlKind) -> dict[str, str]:
     """What each shipped file is for, by name: the first sentence of its first line, a comment."""
-    return {name: _summary((_folder(kind) / f"{name}.toml").read_text("utf-8")) for name in shipped_names(kind)}
+    return {name: _summary((_folder(kind) / f"{name}.toml").read_text(encoding="utf-8")) for name in shipped_names(kind)}
 
 
 def _summary(text: str) -> str:
