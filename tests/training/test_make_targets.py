@@ -9,7 +9,6 @@ import torch
 from timm.models import save_for_hf
 
 import udkd
-import udkd.cli.train
 from tests.factories import small_recipe
 from tests.training.runs import checkpoint_hash
 from udkd.cli.train import train_command
@@ -17,6 +16,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
+from udkd.training import make_targets
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob
 from udkd.utils.errors import ConfigError, RunError
@@ -93,7 +93,7 @@ def test_a_signal_ends_the_import_and_the_build_at_once(tmp_path: Path, monkeypa
         handlers.append(signal.getsignal(signal.SIGTERM))
         raise ConfigError("enough")
 
-    monkeypatch.setattr(udkd.cli.train, "with_targets", with_targets)
+    monkeypatch.setattr(make_targets, "with_targets", with_targets)
     with pytest.raises(ConfigError, match="enough"):
         train_command("quickstart", data=tmp_path, out=tmp_path / "run", teacher=["resnet18"], device="cpu")
     assert handlers == [signal.getsignal(signal.SIGTERM)]

@@ -35,7 +35,7 @@ class Group(_WithLevels, TyperGroup):
 class Command(_WithLevels, TyperCommand):
     """A command, whose help shows what must be given in the order of the usage line.
 
-    old_order: where the positional arguments went that it took before 0.2: to an option each, or "" for those that stayed.
+    old_order: where the positional arguments went that it took in version 0.1: to an option each, or "" for those that stayed.
     old_first: options that have become its first argument.
     """
 
