@@ -86,6 +86,7 @@ def _commands() -> dict[str, tuple[object, ...]]:
     """Name -> exit code and arguments of Python."""
     lines = {
         "udkd --help": 0,
+        "udkd --version": 0,
         "udkd trian": 2,
         "udkd recipe list": 0,
         "udkd recipe show imagenet100-paper": 0,

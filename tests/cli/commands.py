@@ -130,12 +130,12 @@ def code_of(*arguments: object) -> int:
     """The exit code of a command in this process."""
     import torch
 
-    from udkd.cli.app import app
+    from udkd.cli.app import build
     from udkd.utils import terminal
 
     threads = torch.get_num_threads()
     try:
-        terminal.run(lambda: app([str(argument) for argument in arguments], prog_name="udkd"))  # type: ignore[arg-type]
+        terminal.run(lambda: build()([str(argument) for argument in arguments], prog_name="udkd"))  # type: ignore[arg-type]
     except SystemExit as end:
         return int(end.code or 0)
     finally:

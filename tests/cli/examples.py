@@ -6,12 +6,12 @@ from typing import Any
 
 import typer.main
 
-from udkd.cli.app import app
+from udkd.cli.app import build
 
 
 @functools.cache
 def program() -> Any:
-    return typer.main.get_command(app)
+    return typer.main.get_command(build())
 
 
 def parsed(line: str) -> dict[str, Any]:

@@ -9,23 +9,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import platform
+import sys
 from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from udkd.cli.cache import cache_app
-from udkd.cli.eval import eval_command
-from udkd.cli.export import export_command
-from udkd.cli.predict import predict_command
-from udkd.cli.quickstart import quickstart
-from udkd.cli.recipe import recipe_app
-from udkd.cli.report import report_command
-from udkd.cli.run import run_app
-from udkd.cli.study import study_command
-from udkd.cli.teacher import teacher_app
-from udkd.cli.train import train_command
-from udkd.data_prep.cli import app as data_app
 from udkd.utils import terminal
 from udkd.utils.commands import Commands, Group
 from udkd.utils.output import err, out
@@ -65,26 +54,6 @@ class _Root(Group):
         return super().parse_args(ctx, args)
 
 
-app = Commands(
-    cls=_Root,
-    help="Train several small image classifiers at once from one large, cached teacher.",
-    epilog=EXIT_CODES,
-    add_completion=True,
-)
-app.add_typer(data_app, name="data")
-app.add_typer(teacher_app, name="teacher")
-app.add_typer(cache_app, name="cache")
-app.add_typer(recipe_app, name="recipe")
-app.add_typer(run_app, name="run")
-app.command("train", example="udkd train imagenet100-paper --data data --cache cache --out run")(train_command)
-app.command("eval", example="udkd eval run --teacher teacher")(eval_command)
-app.command("report", example="udkd report run --baseline other-run")(report_command)
-app.command("export", example="udkd export run --student resnet18 --int8", old_order=("", "--out"))(export_command)
-app.command("predict", example="udkd predict run cat.jpg dog.png")(predict_command)
-app.command("study", example="udkd study table1 --data data --out studies --seeds 0,1,2")(study_command)
-app.command("quickstart", example="udkd quickstart --data photos --hold-out 10 --out my-photos")(quickstart)
-
-
 def _print_versions(wanted: bool) -> None:
     if wanted:
         out.print(", ".join(f"{name} {version}" for name, version in _versions().items()))
@@ -104,7 +73,6 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool,
@@ -112,10 +80,78 @@ def _root(
             "--version", callback=_print_versions, is_eager=True, help="Print the versions of udkd, Python and torch."
         ),
     ] = False,
-) -> None:
-    pass
+) -> None: ...
+
+
+def build(only: str | None = None) -> Commands:
+    """The command line. only: the name of the command that will run; the modules of the others are not imported."""
+    app = Commands(
+        cls=_Root,
+        help="Train several small image classifiers at once from one large, cached teacher.",
+        epilog=EXIT_CODES,
+        add_completion=True,
+    )
+    app.callback()(_root)
+    for name in ORDER if only is None else (only,):
+        _add(app, name)
+    return app
+
+
+def _add(app: Commands, name: str) -> None:
+    match name:
+        case "data":
+            from udkd.data_prep.cli import app as data_app
+
+            app.add_typer(data_app, name=name)
+        case "teacher":
+            from udkd.cli.teacher import teacher_app
+
+            app.add_typer(teacher_app, name=name)
+        case "cache":
+            from udkd.cli.cache import cache_app
+
+            app.add_typer(cache_app, name=name)
+        case "recipe":
+            from udkd.cli.recipe import recipe_app
+
+            app.add_typer(recipe_app, name=name)
+        case "run":
+            from udkd.cli.run import run_app
+
+            app.add_typer(run_app, name=name)
+        case "train":
+            from udkd.cli.train import train_command
+
+            app.command(name, example="udkd train imagenet100-paper --data data --cache cache --out run")(train_command)
+        case "eval":
+            from udkd.cli.eval import eval_command
+
+            app.command(name, example="udkd eval run --teacher teacher")(eval_command)
+        case "report":
+            from udkd.cli.report import report_command
+
+            app.command(name, example="udkd report run --baseline other-run")(report_command)
+        case "export":
+            from udkd.cli.export import export_command
+
+            example = "udkd export run --student resnet18 --int8"
+            app.command(name, example=example, old_order=("", "--out"))(export_command)
+        case "predict":
+            from udkd.cli.predict import predict_command
+
+            app.command(name, example="udkd predict run cat.jpg dog.png")(predict_command)
+        case "study":
+            from udkd.cli.study import study_command
+
+            app.command(name, example="udkd study table1 --data data --out studies --seeds 0,1,2")(study_command)
+        case "quickstart":
+            from udkd.cli.quickstart import quickstart
+
+            app.command(name, example="udkd quickstart --data photos --hold-out 10 --out my-photos")(quickstart)
 
 
 def main() -> None:
     """Run the command line; udkd/__main__.py is the entry point."""
+    first = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    app = build(first if first in ORDER and "_UDKD_COMPLETE" not in os.environ else None)
     terminal.run(lambda: app(prog_name="udkd"))

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,6 +54,8 @@ def is_torchrun_gone(environment: Mapping[str, str] = os.environ) -> bool:
 
 def _store_is_open(environment: Mapping[str, str]) -> bool:
     """False if the connection to torchrun's store is refused; a slow network counts as open."""
+    import socket  # only here: every command imports this module
+
     try:
         address = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         socket.create_connection(address, timeout=_CONNECT_TIMEOUT_S).close()
