@@ -324,7 +324,7 @@ def test_one_file_in_two_spellings(tmp_path: Path, spelling: str) -> None:
             listing_of(write_csv(table, columns, [*rows, [again, label, split]]), images=root)
     listing = listing_of(write_csv(table, columns, [*rows, [again, "a", "train"]]), images=root)
     assert {split: len(samples) for split, samples in listing.samples.items()} == {"train": 2, "val": 2}
-    assert listing.skipped.reasons == {REPEATED: (1, again)}
+    assert {reason: count for reason, (count, _) in listing.skipped.reasons.items()} == {REPEATED: 1}
 
 
 def test_fastais_column_of_validation_rows(tmp_path: Path) -> None:
