@@ -37,9 +37,7 @@ GPU_RECIPE = (
 def quickstart(
     data: Annotated[
         Path | None,
-        typer.Option(
-            "--data", metavar="IMAGES", help="Your images, an ImageFolder tree or a tar file of one. Default: synthetic."
-        ),
+        typer.Option("--data", metavar="IMAGES", help="Your images: what udkd data convert reads. Default: synthetic images."),
     ] = None,
     folder: Annotated[Path, typer.Option("--out", metavar="OUT", help="Output folder; the same command resumes there.")] = Path(
         "quickstart"
