@@ -73,7 +73,7 @@ def choose_columns(table: TableRows, fields: Fields, may_lack_labels: bool) -> t
 
 
 def is_val_column(name: str) -> bool:
-    """Whether a column says of each row whether it is of val, as fastai's `is_valid`."""
+    """Whether a column marks the validation rows, as fastai's `is_valid`."""
     return _plain(name) in IS_VAL
 
 

@@ -499,7 +499,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path: Path, monk
         convert_address("s3://bucket/a.tar", tmp_path / "d")
 
 
-def convert_anew(source: Path, folder: Path, options: dict[str, object]) -> None:
+def convert_again(source: Path, folder: Path, options: dict[str, object]) -> None:
     """In a forked process, with workers of its own."""
     pool._idle = None
     converted(source, folder, **options, workers=2)
@@ -513,7 +513,7 @@ def test_a_killed_conversion_of_a_stream_continues_to_the_same_bytes(tmp_path: P
     path = tmp_path / "t.tar.gz"
     path.write_bytes(gzip.compress(tar_bytes(files), 1))
     complete = contents(converted(path, tmp_path / "complete", **options).path)
-    child = forked(convert_anew, path, tmp_path / "d", options)
+    child = forked(convert_again, path, tmp_path / "d", options)
     sidecar = tmp_path / "d" / "train" / "samples-00000.rows.json"
     assert wait_until(lambda: sidecar.exists() or os.waitpid(child, os.WNOHANG) != (0, 0), every_s=0.002)
     os.kill(child, signal.SIGKILL)

@@ -88,7 +88,7 @@ def test_a_run_is_not_written_into_a_folder_of_another_kind(tmp_path: Path, mark
 
 
 @pytest.mark.parametrize("kept", ["checkpoints/step-4.safetensors", "students/a.safetensors", "eval.json", "eval-other.json"])
-def test_a_run_that_kept_anything_is_not_begun_anew(tmp_path: Path, kept: str) -> None:
+def test_a_run_that_kept_anything_is_not_replaced(tmp_path: Path, kept: str) -> None:
     run = new(tmp_path)
     (tmp_path / kept).parent.mkdir(exist_ok=True)
     (tmp_path / kept).write_bytes(b"")

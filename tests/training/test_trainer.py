@@ -302,7 +302,7 @@ def test_mismatched_inputs_are_one_line(tmp_path: Path, dataset: DatasetFolder, 
     )
 
 
-def test_a_run_that_failed_before_its_first_step_may_be_begun_anew(
+def test_a_run_that_failed_before_its_first_step_may_start_over(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = TrainJob(recipe=small_recipe("train.seed=7"), data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache)
@@ -312,7 +312,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_begun_anew(
             train(job)
     notes = Notes()
     assert train(replace(job, recipe=small_recipe(), observer=notes)).finished
-    assert any("ended before it kept anything: it is begun anew" in line for line in notes.lines)
+    assert any("ended before it kept anything: it starts over" in line for line in notes.lines)
     assert checkpoint_hash(job.out) == checkpoint_hash(uninterrupted_run)
 
 

@@ -36,7 +36,7 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
     } | setup.provenance
     if not job.resume:
         if RunFolder.is_at(out) and not RunFolder(out).is_begun:
-            job.observer.note(f"the run in {out} ended before it kept anything: it is begun anew")
+            job.observer.note(f"the run in {out} ended before it kept anything: it starts over")
         return RunFolder.create(out, config, facts | environment(job.device))
     run = RunFolder.open(out)
     stored_config = Recipe.from_stored(run.config, str(out)).to_dict()

@@ -32,7 +32,7 @@ def reserve_space(descriptor: int, num_bytes: int) -> None:
 def die_with_parent(number: signal.Signals) -> None:
     """Ask the kernel to send this process a signal when its parent dies. Replaces an earlier request.
 
-    Only Linux does this; elsewhere the process goes on.
+    Only Linux does this; elsewhere the process keeps running.
     """
     parent = os.getppid()
     try:
