@@ -57,7 +57,7 @@ class _LocalConnection:
 
 @dataclass(frozen=True)
 class ByteStream:
-    """The decompressed bytes of a file. Each reader starts at the beginning, and refuses a file that has changed since the first one."""
+    """The decompressed bytes of a file. Each reader starts at the beginning; a file that has changed since is refused."""
 
     location: Location
     _known: list[Identity] = field(default_factory=list)
