@@ -63,12 +63,12 @@ AUTO = "auto"
 BESIDE_FILES = "images beside the files that are read"
 
 
-def _image_folder(path: Path) -> Source | None:
+def _image_folder(path: Path) -> Tree | Tar | Zip | None:
     return Tree.probe(path) or Tar.probe(path) or Zip.probe(path)
 
 
 def _class_folders(path: Path) -> Source | None:
-    source = Tree.probe(path) or Tar.probe(path) or Zip.probe(path)
+    source = _image_folder(path)
     return None if source is None else replace(source, splits=False)
 
 
@@ -230,14 +230,13 @@ def _with_fields(sources: list[Source], fields: Fields) -> list[Source]:
     return changed
 
 
-_WITH_FIELDS = WebDataset | SavedDataset | Parquet | Beton | Table | StreamedTar | StreamedParquet
-
-
 def _with_source_fields(source: Source, fields: Fields) -> Source:
-    has_fields = isinstance(_bare(source), _WITH_FIELDS)
-    if isinstance(source, StreamedTar) and not source.is_webdataset:
-        has_fields = False
-    return _replaced(source, fields=fields) if has_fields else source
+    match _bare(source):
+        case (
+            WebDataset() | SavedDataset() | Parquet() | Beton() | Table() | StreamedParquet() | StreamedTar(is_webdataset=True)
+        ):
+            return _replaced(source, fields=fields)
+    return source
 
 
 def _open_stream(location: Location, layout: str, ground_truth: Path | None, observer: Observer) -> Source:

@@ -2,13 +2,19 @@
 
 from array import array
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from udkd.data_prep.sources.address import Location
-from udkd.data_prep.sources.ground_truth import GroundTruth, choose_ground_truth
-from udkd.data_prep.sources.layout import is_test_list, looks_like_val, parse_paths, skip_reason
+from udkd.data_prep.sources.ground_truth import (
+    GroundTruth,
+    choose_ground_truth,
+    find_ground_truth,
+    is_ground_truth_member,
+    open_ground_truth,
+)
+from udkd.data_prep.sources.layout import is_image_path, is_test_list, looks_like_val, parse_paths, skip_reason
 from udkd.data_prep.sources.source import Entry, EntryTable, Listing, Skipped
-from udkd.data_prep.sources.table_check import Data, TableCheck
+from udkd.data_prep.sources.table_check import Data, TableCheck, is_table_member
 from udkd.utils.errors import DataError
 from udkd.utils.string_column import StringColumnBuilder
 
@@ -32,6 +38,23 @@ class ListingBuilder:
         """Add an image. offset, size: bytes. stamp: see Entry."""
         self._names.append(name)
         self._numbers.extend((offset, size, stamp))
+
+    def add_member(self, name: str, *, offset: int, size: int, stamp: int, read: Data) -> None:
+        """Add a file of an archive: an image, a ground truth, a table, or one to skip. read: returns its bytes."""
+        if is_image_path(name):
+            self.add(name, offset=offset, size=size, stamp=stamp)
+        elif is_ground_truth_member(name, size):
+            self.add_ground_truth(GroundTruth(PurePath(name).name, f"{self._source}, {name}", read), name)
+        elif is_table_member(name, size):
+            self.add_table(name, read)
+        else:
+            self.skip(name)
+
+    def add_ground_truth_beside(self) -> None:
+        """Add the ground truth in the folder of a local archive, if there is one."""
+        beside = find_ground_truth(self._source.parent) if isinstance(self._source, Path) else None
+        if beside is not None:
+            self.add_ground_truth(open_ground_truth(beside))
 
     def skip(self, name: str, reason: str = "") -> None:
         """Add a file that is not an image. reason: a plural noun; determined from the name if empty."""

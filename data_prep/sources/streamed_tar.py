@@ -7,11 +7,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path, PurePath
 
-from udkd.data_prep.sources.address import Address, Location
+from udkd.data_prep.sources.address import Location
 from udkd.data_prep.sources.byte_stream import ByteReader, ByteStream, changed
 from udkd.data_prep.sources.decompress import compression_of
 from udkd.data_prep.sources.fields import DETECT_FIELDS, Fields, LabelAgreement
-from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, is_ground_truth_member, open_ground_truth
+from udkd.data_prep.sources.ground_truth import GroundTruth, is_ground_truth_member
 from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, last_split_in
@@ -103,18 +103,9 @@ class StreamedTar:
             trusted=self.trusted,
         )
         for member in self._members(reader, _may_be_read):
-            if is_image_path(member.name):
-                names.add(member.name, offset=member.offset, size=member.size, stamp=member.crc)
-            elif is_ground_truth_member(member.name, member.size):
-                where = f"{self.path}, {member.name}"
-                names.add_ground_truth(GroundTruth(PurePath(member.name).name, where, partial(_data, member)), member.name)
-            elif is_table_member(member.name, member.size):
-                names.add_table(member.name, partial(_data, member))
-            else:
-                names.skip(member.name)
-        beside = None if isinstance(self.path, Address) else find_ground_truth(self.path.parent)
-        if beside is not None:
-            names.add_ground_truth(open_ground_truth(beside))
+            read = partial(_data, member)
+            names.add_member(member.name, offset=member.offset, size=member.size, stamp=member.crc, read=read)
+        names.add_ground_truth_beside()
         return names.listing(sequential=True)
 
     def _samples(self, reader: ByteReader) -> Listing:

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, is_ground_truth_member, open_ground_truth
+from udkd.data_prep.sources.ground_truth import GroundTruth
 from udkd.data_prep.sources.image_folder import ListingBuilder
-from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.source import Entry, Listing
-from udkd.data_prep.sources.table_check import is_table_member
 from udkd.data_prep.sources.tar_members import is_tar, iter_members, read_at
 
 
@@ -41,20 +39,9 @@ class Tar:
         )
         stamp = self.path.stat().st_mtime_ns
         for member in iter_members(self.path):
-            if is_image_path(member.name):
-                names.add(member.name, offset=member.offset, size=member.size, stamp=stamp)
-            elif is_ground_truth_member(member.name, member.size):
-                where = f"{self.path}, {member.name}"
-                read = partial(read_at, self.path, member.offset, member.size)
-                ground_truth = GroundTruth(PurePath(member.name).name, where, read)
-                names.add_ground_truth(ground_truth, member.name)
-            elif is_table_member(member.name, member.size):
-                names.add_table(member.name, partial(read_at, self.path, member.offset, member.size))
-            else:
-                names.skip(member.name)
-        beside = find_ground_truth(self.path.parent)
-        if beside is not None:
-            names.add_ground_truth(open_ground_truth(beside))
+            read = partial(read_at, self.path, member.offset, member.size)
+            names.add_member(member.name, offset=member.offset, size=member.size, stamp=stamp, read=read)
+        names.add_ground_truth_beside()
         return names.listing()
 
     def read(self, entry: Entry) -> bytes:

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from udkd.data.image_files import BadImage
-from udkd.data_prep.sources.ground_truth import GroundTruth, find_ground_truth, is_ground_truth_member, open_ground_truth
+from udkd.data_prep.sources.ground_truth import GroundTruth, is_ground_truth_member
 from udkd.data_prep.sources.image_folder import ListingBuilder
 from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.source import Entry, Listing
-from udkd.data_prep.sources.table_check import is_table_member
 from udkd.data_prep.sources.zip_members import ZipMember, is_zip, iter_members, read_member
 from udkd.utils.errors import DataError
 
@@ -37,21 +36,11 @@ class Zip:
         root = self.path.stem if self.path.suffix.lower() == ".zip" else self.path.name
         names = ListingBuilder(self.path, root, splits=self.splits, ground_truth=self.ground_truth, trusted=self.trusted)
         for member in iter_members(self.path):
-            if is_image_path(member.name):
+            if is_image_path(member.name) or is_ground_truth_member(member.name, member.size):
                 member.check(self.path)
-                names.add(member.name, offset=member.offset, size=member.size, stamp=member.crc32)
-            elif is_ground_truth_member(member.name, member.size):
-                member.check(self.path)
-                read = partial(_content, self.path, member)
-                where = f"{self.path}, {member.name}"
-                names.add_ground_truth(GroundTruth(PurePath(member.name).name, where, read), member.name)
-            elif is_table_member(member.name, member.size):
-                names.add_table(member.name, partial(_content, self.path, member))
-            else:
-                names.skip(member.name)
-        beside = find_ground_truth(self.path.parent)
-        if beside is not None:
-            names.add_ground_truth(open_ground_truth(beside))
+            read = partial(_content, self.path, member)
+            names.add_member(member.name, offset=member.offset, size=member.size, stamp=member.crc32, read=read)
+        names.add_ground_truth_beside()
         return names.listing()
 
     def read(self, entry: Entry) -> bytes:
