@@ -10,11 +10,10 @@ from udkd.utils.errors import ConfigError, UserError
 from udkd.utils.files import FolderLock
 from udkd.utils.operating_system import available_cores
 from udkd.utils.output import out, print_error, print_json, run
-from udkd.utils.terminal import observed
+from udkd.utils.terminal import JsonOption, observed
 
 app = Commands(help="Convert images to a dataset folder; inspect and verify it.")
 FolderArgument = Annotated[Path, typer.Argument(metavar="DATA", help="A dataset folder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 WorkersOption = Annotated[
     int, typer.Option(metavar="N", help="Worker processes; 0 for one per core. The result does not depend on it.", min=0)
 ]

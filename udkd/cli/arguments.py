@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share. udkd.utils.terminal has the one that data_prep also uses."""
+"""Arguments and options that several commands share. udkd.utils.terminal has those that data_prep or benchmarks use, too."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +31,6 @@ BackendOption = Annotated[
         autocompletion=backends,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, written by udkd train.")]
 MovedDatasetOption = Annotated[
     Path | None, typer.Option("--data", metavar="DATA", help="Dataset folder, if it has moved since the run.")

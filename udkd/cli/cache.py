@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import BackendOption, DatasetOption, JsonOption, RecipeArgument, RecipeOption, SetOption
+from udkd.cli.arguments import BackendOption, DatasetOption, RecipeArgument, RecipeOption, SetOption
 from udkd.utils.commands import Commands
 from udkd.utils.errors import CacheError, ConfigError, UserError
 from udkd.utils.files import atomic_write
 from udkd.utils.output import json_result, print_error, print_json, print_warning
 from udkd.utils.printable import printable
 from udkd.utils.progress import SILENT
-from udkd.utils.terminal import DeviceOption, err, observed, out
+from udkd.utils.terminal import DeviceOption, JsonOption, err, observed, out
 
 if TYPE_CHECKING:
     import numpy as np

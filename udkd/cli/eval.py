@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from udkd.cli.arguments import CheckpointOption, JsonOption, MovedCacheOption, RunArgument
+from udkd.cli.arguments import CheckpointOption, MovedCacheOption, RunArgument
 from udkd.cli.summary import accuracy_table
 from udkd.utils.output import print_json
-from udkd.utils.terminal import DeviceOption, observed, out
+from udkd.utils.terminal import DeviceOption, JsonOption, observed, out
 
 
 def eval_command(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import CheckpointOption, EnsembleOption, JsonOption, RunArgument, StudentOption
+from udkd.cli.arguments import CheckpointOption, EnsembleOption, RunArgument, StudentOption
 from udkd.utils.output import print_error, print_json
-from udkd.utils.terminal import print_unwrapped
+from udkd.utils.terminal import JsonOption, print_unwrapped
 
 if TYPE_CHECKING:
     from udkd.export.predict import Prediction

@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from udkd.cli.arguments import JsonOption, RecipeArgument, SetOption
+from udkd.cli.arguments import RecipeArgument, SetOption
 from udkd.utils.commands import Commands
 from udkd.utils.errors import ConfigError
 from udkd.utils.output import out, print_as_is, print_json
 from udkd.utils.printable import shorten
+from udkd.utils.terminal import JsonOption
 
 recipe_app = Commands(help="List recipes, their values and all keys.")
 

@@ -2,10 +2,10 @@
 
 import typer
 
-from udkd.cli.arguments import JsonOption, RunArgument
+from udkd.cli.arguments import RunArgument
 from udkd.utils.commands import Commands
 from udkd.utils.output import print_error, print_json
-from udkd.utils.terminal import out
+from udkd.utils.terminal import JsonOption, out
 
 run_app = Commands(help="Check run folders, written by udkd train.")
 

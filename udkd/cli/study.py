@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from udkd.cli.arguments import DatasetOption, JsonOption, SetOption
+from udkd.cli.arguments import DatasetOption, SetOption
 from udkd.cli.completion import recipe_names, study_names
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.files import read_regular
@@ -18,7 +18,7 @@ from udkd.utils.output import json_result
 from udkd.utils.parsing import parse_json
 from udkd.utils.printable import shorten
 from udkd.utils.progress import duration
-from udkd.utils.terminal import DeviceOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
+from udkd.utils.terminal import DeviceOption, JsonOption, StopRequest, err, observed, out, print_unwrapped, stop_requests
 from udkd.utils.toml_files import shipped_names
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ _MAX_WIDTH = 10_000
 _WARNING = "warning: "
 
 DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto (a GPU if there is one), cpu or cuda.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 
 
 class Speed(TextColumn):
