@@ -194,7 +194,8 @@ def _with_images(sources: list[Source], images: Path | None) -> list[Source]:
     if images is not None and not tables:
         raise ConfigError(f"{IMAGES_OPTION} is the folder of the paths in a table, and no source is one; remove it")
     if images is not None and not images.is_dir():
-        raise DataError(f"{images} is no folder; expected that of the images in the table; check {IMAGES_OPTION}")
+        do = "unpack the archive" if images.is_file() else f"check {IMAGES_OPTION}"
+        raise DataError(f"{images} is no folder; expected that of the images in the table; {do}")
     flat = [each for each in sources if _is_flat(_bare(each))] if tables else []
     folders = tuple(each.path for each in flat)
     return [_replaced(each, images=images, folders=folders) if each in tables else each for each in sources if each not in flat]

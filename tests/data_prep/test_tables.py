@@ -108,8 +108,11 @@ def test_tables_by_split_and_images_elsewhere(tmp_path: Path, plain: Path) -> No
     assert udkd.convert(tables["up"], tmp_path / "c", **options).digest == data.digest  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"relative-train\.csv, such as train/.*, are not in .*; give --images FOLDER, the"):
         listing_of(*tables["relative"])
-    with pytest.raises(DataError, match=r"nowhere is no folder; expected that of the images"):
+    with pytest.raises(DataError, match=r"nowhere is no folder; expected that of the images in the table; check --images"):
         listing_of(*tables["relative"], images=tmp_path / "nowhere")
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(DataError, match=r"images\.zip is no folder; .*; unpack the archive"):
+        listing_of(*tables["relative"], images=tmp_path / "images.zip")
     with pytest.raises(ConfigError, match="--images is the folder of the paths in a table, and no source is one"):
         listing_of(tmp_path / "set", images=tmp_path)
 
