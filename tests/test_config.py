@@ -146,7 +146,9 @@ MISTAKES = [
     (["students.0.lr=nan"], "smoke: students.0.lr is NaN; expected a finite number"),
     (["loss.temperature=inf"], "smoke: loss.temperature is Infinity; expected a finite number"),
     (["loss.temperature=0"], "smoke: loss.temperature is 0; expected greater than or equal to 0.001"),
-    (["students=[]"], "smoke: students is []; expected"),
+    (["students=[]"], "smoke: students has 0 entries; expected at least 1; add to it"),
+    (["students.-1.lr=0.5"], "--set students.-1.lr: the recipe has no such key"),
+    (["students.+0.lr=0.5"], "--set students.+0.lr: the recipe has no such key"),
     (["students=[{lr=0.1}]"], "smoke: students.0.architecture is missing"),
     (["students.0.name=a", "students.1.name=a", "students.2={architecture='vgg11',name='a-1'}"], "the recipe has no such key"),
     (

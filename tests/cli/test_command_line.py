@@ -17,6 +17,7 @@ from tests.cli.examples import parsed, program
 from tests.factories import make_dataset
 from tests.timeouts import scaled
 from udkd.utils.files import FolderLock
+from udkd.utils.output import out
 from udkd.utils.toml_files import shipped_names
 
 WORKED_ON = {"PREFIX", "RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "DATA"}
@@ -225,3 +226,15 @@ def test_completion_of_commands_recipes_studies_and_backends() -> None:
     assert complete("bash", "udkd train smoke --set train.ep") == ["train.epochs=", "train.epochs=50"]
     assert complete("bash", "udkd train smoke --set students.1.lr") == ["students.1.lr=", "students.1.lr_end="]
     assert '"smoke"' in "".join(complete("zsh", "udkd train sm"))
+
+
+def test_no_figure_of_an_accuracy_table_is_cut_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out, "_width", 30)
+    values = {"top1": 29.17, "top5": 100.0}
+    result = {"num_samples": 24, "num_classes": 4, "ensemble": values, "teacher": None}
+    result["students"] = [{"name": name, "parameters": 11_200_000, **values} for name in ("resnet18", "mobilenet_v2")]
+    monkeypatch.setattr("udkd.training.run_folder.RunFolder.open", lambda folder: folder)
+    monkeypatch.setattr("udkd.training.evaluate.evaluate", lambda *args, **options: result)
+    printed = inside(capsys, "eval", "run").out
+    assert printed.count("29.17") == printed.count("100.00") == 3
+    assert "mobilenet_v2" in printed

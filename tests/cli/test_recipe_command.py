@@ -54,6 +54,10 @@ def test_keys_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 def test_keys_of_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
     keys = [entry["key"] for entry in json.loads(inside(capsys, "recipe", "keys", "students.0.lr", "--json").out)]
     assert keys == ["students.N.lr", "students.N.lr_end"]
+    schedule = json.loads(inside(capsys, "recipe", "keys", "loss.schedules.beta", "--json").out)
+    assert [entry["key"].rpartition(".")[0] for entry in schedule] == ["loss.schedules.NAME"] * 3
+    (ratio,) = json.loads(inside(capsys, "recipe", "keys", "views.ratio", "--json").out)
+    assert tuple(json.loads(ratio["default"])) == Recipe().views.ratio, "the default itself, not a rounded one"
     refused(inside(capsys, "recipe", "keys", "lr"), "no key begins with 'lr'; ", "did you mean fit.lr or students.N.lr?")
     refused(inside(capsys, "recipe", "keys", "trian.batch_size"), "did you mean train.batch_size or")
     refused(inside(capsys, "recipe", "keys", "traim.lr"), "did you mean fit.lr or students.N.lr?")

@@ -8,7 +8,7 @@ import typer
 from udkd.cli.arguments import CheckpointOption, MovedCacheOption, RunArgument
 from udkd.cli.summary import accuracy_table
 from udkd.utils.output import print_json
-from udkd.utils.terminal import DeviceOption, JsonOption, observed, out
+from udkd.utils.terminal import DeviceOption, JsonOption, observed, print_unwrapped
 
 
 def eval_command(
@@ -64,4 +64,4 @@ def eval_command(
     if as_json:
         print_json(result)
     else:
-        out.print(accuracy_table(result))
+        print_unwrapped(accuracy_table(result))

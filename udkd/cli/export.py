@@ -9,7 +9,7 @@ from rich.table import Table
 from udkd.cli.arguments import CheckpointOption, EnsembleOption, MovedDatasetOption, RunArgument, StudentOption
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import Observer
-from udkd.utils.terminal import observed, out
+from udkd.utils.terminal import observed, out, print_unwrapped
 
 if TYPE_CHECKING:
     from udkd.training.run_folder import RunFolder
@@ -90,5 +90,5 @@ def _export_onnx(
         difference, score = exported.difference.get(name), exported.accuracy.get(name)
         deviation = "" if difference is None else f"{difference:.1e} (limit {MAX_DEVIATION:g})"
         table.add_row(name, f"{size / 1e6:.1f}", deviation, "" if score is None else f"{score.top1:.2f}")
-    out.print(table)
+    print_unwrapped(table)
     out.print(f"{exported.name} in {exported.folder}", soft_wrap=True)

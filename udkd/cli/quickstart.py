@@ -14,7 +14,7 @@ from udkd.cli.arguments import SetOption
 from udkd.cli.summary import accuracy_table
 from udkd.utils.errors import ConfigError
 from udkd.utils.launcher import module_command, module_environment
-from udkd.utils.terminal import DeviceOption, RichObserver, err, observed, out, stop_requests
+from udkd.utils.terminal import DeviceOption, RichObserver, err, observed, out, print_unwrapped, stop_requests
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,7 @@ def quickstart(
     from udkd.report.report import write_report  # matplotlib takes a second
 
     page = write_report(load_inputs(run))
-    out.print(accuracy_table(result))
+    print_unwrapped(accuracy_table(result))
     out.print(f"report: {page}", soft_wrap=True)
     err.print(f"{(time.perf_counter() - started) / 60:.1f} minutes in total")
 

@@ -53,10 +53,15 @@ def keys(
 ) -> None:
     """Explain the keys of recipes: default, values and meaning."""
     from udkd.config.keys import recipe_sections
+    from udkd.config.recipe import Recipe
     from udkd.utils.suggestions import near, remedy
+    from udkd.utils.validation import key_paths
 
     wanted = ".".join("N" if part.isdecimal() else part for part in prefix.split("."))
     found = {f"{section.path}.{key.name}": key for section in recipe_sections() for key in section.keys}
+    if wanted.startswith("loss.schedules."):
+        names = {path[2] for path in key_paths(Recipe) if path[:2] == ("loss", "schedules") and path[2:]}
+        wanted = ".".join("NAME" if part in names else part for part in wanted.split("."))
     chosen = {path: key for path, key in found.items() if path.startswith(wanted)}
     if not chosen:
         last = wanted.rpartition(".")[2]

@@ -162,7 +162,7 @@ def _measure(plan: "StudyPlan", context: "StudyContext", results: Results, dry_r
     for network, ratio in zip(measured, parameter_ratios(plan.study, measured), strict=True):
         size = f"{network.parameters_1000 / 1e6:.1f} M"
         table.add_row(network.arm, size, f"{ratio:.2f}×", f"{network.bytes / 1e6:.1f}", f"{network.latency_ms:.2f}")
-    out.print(table)
+    print_unwrapped(table)
     out.print(f"page: {page}", soft_wrap=True)
     results[plan.name] = _stored(context)
 
@@ -188,7 +188,7 @@ def _compare(
     table = Table("", "", "by", "n", "rho", box=None, pad_edge=False)
     for pair in result[0]:
         table.add_row(pair.one, pair.other, pair.level, f"{pair.n:,}", f"{pair.rho:.3f}")
-    out.print(table)
+    print_unwrapped(table)
     out.print(f"page: {result[1]}", soft_wrap=True)
     results[plan.name] = _stored(context)
 
@@ -232,7 +232,7 @@ def _show(plan: "StudyPlan", items: "list[WorkItem]") -> dict[str, Any]:
         column.justify = "right"
     for item in items:
         table.add_row(item.kind, item.detail, f"{item.done} of {item.total}", _duration(item.seconds))
-    out.print(table)
+    print_unwrapped(table)
     total = sum(item.seconds for item in items)
     out.print(f"about {_duration(total)} in total, at this machine's current load", soft_wrap=True)
     return {"work": [asdict(item) for item in items], "seconds": total}

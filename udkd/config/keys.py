@@ -71,8 +71,14 @@ def _default(field: Mapping[str, Any]) -> str:
     if "default" not in field:
         return "required"
     values = field["default"] if isinstance(field["default"], list) else [field["default"]]
-    shown = [f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False) for value in values]
+    shown = [_number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False) for value in values]
     return f"[{', '.join(shown)}]" if isinstance(field["default"], list) else shown[0]
+
+
+def _number(value: float) -> str:
+    """Short where that is the same number: 1, 0.08, but 1.3333333333333333."""
+    short = f"{value:.4g}"
+    return short if float(short) == value else repr(value)
 
 
 def _values(field: Mapping[str, Any]) -> str:

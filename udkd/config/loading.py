@@ -69,15 +69,22 @@ def _apply(override: str, values: dict[str, Any]) -> None:
         if len(parents) == _MAX_DEPTH:
             raise ValueError("no key is that deep")
         for part in parents:
-            section = section[int(part)] if isinstance(section, list) else section.setdefault(part, {})
+            section = section[_index(part)] if isinstance(section, list) else section.setdefault(part, {})
         if isinstance(section, list):
-            section[int(last)] = _parse(text)
+            section[_index(last)] = _parse(text)
         else:
             section[last] = _parse(text)
     except (IndexError, ValueError, AttributeError, TypeError):
         raise ConfigError(
             f"--set {shorten(path)}: the recipe has no such key; expected a key's path, such as students.0.lr; correct it"
         ) from None
+
+
+def _index(part: str) -> int:
+    """The place in a list. Raises ValueError for anything but digits: a negative number would count from the end."""
+    if not (part.isascii() and part.isdecimal()):
+        raise ValueError(f"{part!r} is no place in a list")
+    return int(part)
 
 
 def _parse(text: str) -> Any:

@@ -49,6 +49,9 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
         return f"its values are not JSON ({first['msg'].removeprefix('Invalid JSON: ')}); expected a {noun}; correct it"
     if first["type"] == "missing":
         return f"{path} is missing{more}; expected a value; add it"
+    if first["type"] == "too_short":
+        least = first["ctx"]["min_length"]
+        return f"{path} has {first['ctx']['actual_length']} entries{more}; expected at least {least}; add to it"
     # A union reports each of its members: teacher.views is "eval" or a number.
     messages = [problem["msg"] for problem in problems if _locate(problem["loc"], model)[0] == keys]
     expected = " or ".join(message.removeprefix("Input should be ") for message in messages)
