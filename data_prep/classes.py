@@ -4,7 +4,7 @@ import codecs
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
@@ -162,6 +162,7 @@ def choose_classes(folders: Iterable[str], choice: str, readable: Mapping[str, s
         lines = [ListedClass((wnid,)) for wnid in wnids]  # only the full list tells the classes of one name apart
     index = _FolderIndex(present, imagenet_names() | dict(readable or {}))
     matched = {listed: index.find(listed, choice) for listed in lines}
+    _check_one_a_line(matched, set(present), choice)
     _check_first_words(matched, choice)
     chosen = sorted({folder for folder in matched.values() if folder is not None})
     absent = [listed.names[0] for listed, folder in matched.items() if folder is None]
@@ -177,6 +178,20 @@ def choose_classes(folders: Iterable[str], choice: str, readable: Mapping[str, s
             f"{index.case_hint(missing)}expected all; add the source that holds them, or list the classes you want in a file"
         )
     return chosen
+
+
+def _check_one_a_line(matched: Mapping[ListedClass, str | None], present: Collection[str], choice: str) -> None:
+    """Raise DataError if a line names other folders, too, after commas, or wnids after blanks."""
+    for listed, folder in matched.items():
+        line = re.sub(r"\s#.*", "", listed.names[0])
+        if folder is None or line in present:
+            continue
+        parts = {*map(str.strip, re.split(r"[\t,]", line)), *filter(WNID.fullmatch, re.split(r"[\s,]+", line))}
+        if other := min((part for part in parts if part in present and part != folder), default=None):
+            raise DataError(
+                f"class list {choice} names {folder!r} and {other!r} in one line; expected one class per line; write each in a "
+                "line of its own"
+            )
 
 
 def _check_first_words(matched: Mapping[ListedClass, str | None], choice: str) -> None:

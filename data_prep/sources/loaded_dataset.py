@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,24 @@ class LoadedDataset:
 
     def list(self) -> Listing:
         """All rows, in the order of the datasets. Raises DataError for columns: see Parquet.list."""
-        from udkd.data_prep.sources.parquet_rows import BATCH_ROWS, choose_columns, image_bytes, iter_rows
+        from udkd.data_prep.sources.parquet_rows import (
+            BATCH_ROWS,
+            choose_columns,
+            find_split_column,
+            image_bytes,
+            iter_rows,
+            unread_splits,
+        )
 
         listing, agreement = Listing(sequential=True), LabelAgreement()
+        warnings: list[str] = []
         with self.path.open("wb") as images:
             for split, dataset in self.datasets.items():
                 where = Path(f"the {split} dataset" if split else "the dataset")
                 folders, schema = LabelFolders(where), dataset.features.arrow_schema
                 columns = choose_columns(where, schema, self.fields, may_lack_labels=split == "test")
+                if split is None and (split_column := find_split_column(schema)):
+                    warnings.append(unread_splits(where, split_column))
                 self.observer.start(f"read {split or 'dataset'}", len(dataset), "items")
                 tables = dataset.select_columns(columns.names).with_format("arrow").iter(batch_size=BATCH_ROWS)
                 batches = (batch for table in tables for batch in table.combine_chunks().to_batches())
@@ -68,7 +78,7 @@ class LoadedDataset:
                     images.write(data)
                 self.observer.finish()
         agreement.finish("the dataset")
-        return listing
+        return replace(listing, warnings=tuple(warnings))
 
     def read(self, entry: Entry) -> bytes:
         """The stored bytes of an image. Raises BadImage for a row that names a missing file."""

@@ -77,7 +77,7 @@ def list_rows(path: Location, files: Sequence[Location], fields: Fields, stream:
     listing, folders, agreement = Listing(sequential=True), LabelFolders(path), LabelAgreement()
     ambiguous = len({file.name for file in files}) < len(files)  # then the names of rows include the folder
     others: set[str] = set()
-    val_advice, versions = "", dict[SourceSplit | None, set[str]]()
+    val_advice, unread, versions = "", "", dict[SourceSplit | None, set[str]]()
     for file in files:
         key = "" if file == path or isinstance(file, Address) else os.path.relpath(file, str(path))
         stem = (key if ambiguous else file.name).removesuffix(".parquet").removesuffix(".arrow")
@@ -85,7 +85,9 @@ def list_rows(path: Location, files: Sequence[Location], fields: Fields, stream:
         try:
             with _opened(file, stream) as (schema, batches, stamp):
                 columns = choose_columns(file, schema, fields, may_lack_labels=split == "test")
-                split_column = next((name for name in schema.names if name.lower() in SPLIT_COLUMNS), "")
+                split_column = find_split_column(schema)
+                if split_column and split is None:
+                    unread = unread or unread_splits(file, split_column)
                 val_advice = val_advice or (split_column and SPLIT_COLUMN_ADVICE.format(file=file, name=split_column))
                 versions.setdefault(split, set()).add(str(PurePath(key).parent))
                 others |= set(_image_columns(schema)) - {columns.image}
@@ -100,12 +102,22 @@ def list_rows(path: Location, files: Sequence[Location], fields: Fields, stream:
             raise _unreadable(file, error) from None
     agreement.finish(path)
     warning = f"{path} has other columns of images, which are not read: {', '.join(sorted(others))} ({IMAGE_OPTION} chooses)"
-    warnings = [warning] if others else []
+    warnings = [*([warning] if others else []), *filter(None, [unread])]
     several = next((folders for split, folders in versions.items() if split and len(folders) > 1), ())
     if several:
         where = ", ".join(sorted(several))
         warnings.append(f"{path} has files of one split in {where}; all are read: name one if these are versions of one set")
     return replace(listing, val_advice=val_advice, warnings=tuple(warnings))
+
+
+def find_split_column(schema: pa.Schema) -> str:
+    """The first column that may hold the names of splits; empty if there is none."""
+    return next((name for name in schema.names if name.lower() in SPLIT_COLUMNS), "")
+
+
+def unread_splits(where: object, column: str) -> str:
+    """A warning about a column of splits."""
+    return f"the column {column} of {where} may name the splits, but is not read: write a file for each split to keep them"
 
 
 @contextlib.contextmanager
@@ -303,7 +315,9 @@ def _field(struct: pa.DataType, name: str) -> pa.DataType | None:
 def _is_bytes(kind: pa.DataType | None) -> bool:
     if kind is not None and pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if kind is None:
+        return False
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or _is_view(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -343,7 +357,12 @@ def _label(file: Location, value: object, names: Sequence[str] | None) -> Label:
 
 def _bytes_of(images: pa.Array) -> pa.Array:
     data = pc.struct_field(images, "bytes") if pa.types.is_struct(images.type) else images
-    return data.dictionary_decode() if pa.types.is_dictionary(data.type) else data
+    data = data.dictionary_decode() if pa.types.is_dictionary(data.type) else data
+    return data.cast(pa.large_binary()) if _is_view(data.type) else data
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return str(kind) == "binary_view"  # older versions of pyarrow have no function for it
 
 
 def _sizes(images: pa.Array) -> list[int | None]:

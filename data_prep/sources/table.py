@@ -1,5 +1,6 @@
 """A table of image paths and labels, such as a .csv, as a source."""
 
+import errno
 import os
 import re
 import stat
@@ -27,7 +28,14 @@ from udkd.data_prep.sources.ground_truth import is_ground_truth
 from udkd.data_prep.sources.layout import IMAGE_SUFFIXES, PLAIN_SPLIT, is_image_path
 from udkd.data_prep.sources.named_split import LabelFolders, single_split_in
 from udkd.data_prep.sources.source import TEST_IMAGES, Categorical, Entry, EntryTable, Listing, SourceSplit
-from udkd.data_prep.sources.table_columns import choose_columns, is_submission, is_val_column, label_columns, path_columns
+from udkd.data_prep.sources.table_columns import (
+    choose_columns,
+    is_split_flag,
+    is_submission,
+    is_val_column,
+    label_columns,
+    path_columns,
+)
 from udkd.data_prep.sources.table_rows import PARQUET, SUFFIXES, TableRows, open_table
 from udkd.utils.errors import DataError
 from udkd.utils.files import read_regular
@@ -40,6 +48,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PEEKED_ROWS = 100  # that say which folder the paths are relative to
 _MAX_SEARCHED = 20_000  # files among which a missing image is looked for
 _ROW_BITS = 40
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _SPLIT_OF_FLAG: dict[str, SourceSplit] = {
     "true": "val",
     "1": "val",
@@ -48,6 +57,7 @@ _SPLIT_OF_FLAG: dict[str, SourceSplit] = {
     "0": "train",
     "0.0": "train",
 }
+_MISSING = {"nan", "none", "null", "na", "n/a", "<na>"}  # as programs write a missing value
 _JOINTS = re.compile(r"\s*[|,;]\s*|\s+")  # between several labels in one text
 
 
@@ -95,8 +105,8 @@ class Table:
         """The bytes of a file. Raises BadImage, with the row, if there is none."""
         try:
             return read_regular(Path(entry.key))
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-            if entry.size and isinstance(error, OSError):
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and (entry.size or error.errno not in _NO_SUCH_FILE):
                 raise
             fault = "does not exist" if isinstance(error, OSError) else "is no file"
             table = open_table(self.files()[entry.offset >> _ROW_BITS])
@@ -146,6 +156,11 @@ class _Reader:
         if len(in_order) > 1:
             others = ", ".join(in_order[1:])
             self._warnings.append(f"{table.path}: {in_order[0]} is read, not {others} ({LABEL_OPTION} chooses)")
+        flag = next((name for name in table.columns if not split_column and is_split_flag(name)), None)
+        if flag is not None and not _split_of_file(table.path):
+            self._warnings.append(
+                f"{table.path} has a column {flag}, which may name the splits, but is not read: write them as a column `split`"
+            )
         self._units.append(table.unit)
         for number, values in table.read([path_column, *in_order, *filter(None, [split_column])]):
             path = _path(values[0])
@@ -189,6 +204,10 @@ class _Reader:
                 f"{self._source.path} has numbers and names as labels, such as {number} and {name}; each is a class of its own"
             )
         texts = {text for text, label in self._labels.values if label is not None}
+        if missing := next((text for text in sorted(texts) if text.lower() in _MISSING), None):
+            self._warnings.append(
+                f"{self._source.path} has the label {missing!r}, which often stands for no label; it is a class of its own"
+            )
         joint = next((text for text in sorted(texts) if len(parts := set(_JOINTS.split(text))) > 1 and parts <= texts), None)
         if joint:
             self._warnings.append(
@@ -311,10 +330,10 @@ class _Finder:
 
     def exists(self, path: str) -> bool:
         """Whether a file has this path."""
-        key = Path(self.root, path)
-        if key.is_file():
+        key = os.path.join(self.root, path)
+        if os.path.isfile(key):  # False, too, for a text that is no path, such as a long one
             return True
-        return not is_image_path(path) and any(key.with_name(key.name + suffix).is_file() for suffix in _ANY_CASE)
+        return not is_image_path(path) and any(os.path.isfile(key + suffix) for suffix in _ANY_CASE)
 
     def _suffixed(self, key: str) -> Sequence[str]:
         folder, stem = os.path.split(key)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from udkd.data_prep.sources.fields import IMAGE_OPTION, LABEL_LIKE, LABEL_OPTION, Fields, choose_field
+from udkd.data_prep.sources.layout import is_image_path
 from udkd.data_prep.sources.table_rows import TableRows
 from udkd.utils.errors import DataError
 
@@ -21,6 +22,7 @@ LABELS = (
 )
 SPLITS = ("split", "splits", "subset", "partition", "dataset", "set", "usage", "phase", "fold")
 IS_VAL = ("isvalid", "isval", "isvalidation")  # fastai's, with True for rows of val
+_SPLIT_FLAGS = re.compile(r"is(train|training|test|testing)(img|image)?")
 _SUBMISSION = re.compile(r".*submission.*", re.IGNORECASE)  # Kaggle's example answers have made-up labels
 _BINARY = {"0", "1", "0.0", "1.0", "True", "False"}
 _PEEKED_ROWS = 100
@@ -63,9 +65,12 @@ def choose_columns(table: TableRows, fields: Fields, may_lack_labels: bool) -> t
                 f"{table.path} has a column of 0 and 1 for each class ({', '.join(one_hot[:5])}{'…' if one_hot[5:] else ''}); "
                 "expected one column with the class of each image; write it as a column `label`"
             )
+        remedy = f"choose with {IMAGE_OPTION} NAME and {LABEL_OPTION} NAME"
+        if any(map(is_image_path, columns)):
+            remedy = "write these names as its first line, such as: path,label"
         raise DataError(
             f"{table.path} has the columns {table.listed()}; expected one of paths (path, file_name, image_id …) and one of "
-            f"labels (label, class, category …); choose with {IMAGE_OPTION} NAME and {LABEL_OPTION} NAME"
+            f"labels (label, class, category …); {remedy}"
         )
     path = choose_field(paths, None, where=table.path, what="path column", option=IMAGE_OPTION) if len(paths) > 1 else paths[0]
     splits = [name for group in (SPLITS, IS_VAL) for name in columns if _plain(name) in group and name not in (path, *labels)]
@@ -75,6 +80,11 @@ def choose_columns(table: TableRows, fields: Fields, may_lack_labels: bool) -> t
 def is_val_column(name: str) -> bool:
     """Whether a column marks the validation rows, as fastai's `is_valid`."""
     return _plain(name) in IS_VAL
+
+
+def is_split_flag(name: str) -> bool:
+    """Whether a column seems to mark the rows of a split, as CUB's `is_training_image`, in a way that is not read."""
+    return _SPLIT_FLAGS.fullmatch(_plain(name)) is not None
 
 
 def _one_hot(table: TableRows, columns: Sequence[str]) -> Sequence[str]:

@@ -50,17 +50,23 @@ class TorchDataset:
     def class_names(self) -> "ClassNames | None":
         """The classes that the datasets name by label; None if they have no names, or those of the class folders.
 
-        Raises DataError if the names cannot be used, or differ between the splits.
+        Raises DataError if the names cannot be used, differ between the splits, or are those before a target_transform.
         """
         from udkd.data_prep.class_names import class_names_of
 
+        if any(_changes_labels(dataset) and _classes(dataset) for dataset in self.datasets.values()):
+            raise DataError(
+                "the dataset has a target_transform, and its classes name the labels before it; expected names of the labels "
+                "that it gives; pass class_names, a list in label order (dataset.classes if the labels stay the same)"
+            )
         names = None if self._by_folder() else self._names()
         return None if names is None else class_names_of(names, where="the dataset's classes", partial=True)
 
     def list(self) -> Listing:
         """All items. Raises DataError, naming the index, for one that is not an image and a label."""
         listing = Listing(sequential=any(_files(each) is None for each in self.datasets.values()))
-        names = self._names() if self._by_folder() else None
+        own_names = self._names()
+        names = own_names if self._by_folder() else None
         with self.path.open("wb") as pixels:
             for split, dataset in self.datasets.items():
                 files = _files(dataset)
@@ -71,6 +77,8 @@ class TorchDataset:
                             f"the dataset holds the label {label} and names {len(names)} classes; expected a name for each "
                             "label; correct its classes"
                         )
+                    if files is not None and own_names is not None:
+                        _check_folder(row.name, label, own_names)
                     class_name = class_name_of_label(label) if names is None else names[label]
                     listing.labels[class_name] = label
                     name = row.name.removeprefix(f"{class_name}/")
@@ -88,6 +96,9 @@ class TorchDataset:
         return data
 
     def _names(self) -> Sequence[str] | None:
+        """The names by label; None if there are none, or if a target_transform gives other labels."""
+        if any(map(_changes_labels, self.datasets.values())):
+            return None
         named = [names for dataset in self.datasets.values() if (names := _classes(dataset)) is not None]
         if any(names != named[0] for names in named):
             raise DataError("the two datasets have different classes; expected the same, in the same order; correct one")
@@ -201,11 +212,56 @@ def _pixels(image: Any, where: str) -> NDArray[np.uint8]:
 
 
 def _classes(dataset: Any) -> Sequence[str] | None:
-    """The names by label of a dataset or the one that a Subset is of: wnids, where torchvision's ImageNet has both."""
+    """The names by label of a dataset or of those that it wraps: wnids, where torchvision's ImageNet has both.
+
+    Raises DataError if `classes` has another order than `class_to_idx`, or if the parts of a ConcatDataset differ.
+    """
     names = getattr(dataset, "wnids", None) or getattr(dataset, "classes", None)
-    if names is None and _is_subset(dataset):
-        return _classes(dataset.dataset)
-    return list(names) if isinstance(names, Sequence) and not isinstance(names, str) else None
+    if names is None:
+        if _changes_labels(dataset):  # the labels of parts may differ before they are changed
+            return next(filter(None, map(_classes, _wrapped(dataset))), None)
+        named = [part for part in map(_classes, _wrapped(dataset)) if part is not None]
+        if any(part != named[0] for part in named):
+            raise DataError(
+                "the parts of a ConcatDataset have different classes, so that one label stands for several; expected the same, "
+                "in the same order; give the parts one numbering, such as with target_transform, and class_names"
+            )
+        return named[0] if named else None
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        return None
+    numbers = getattr(dataset, "class_to_idx", None) if names is not getattr(dataset, "wnids", None) else None
+    for label, name in enumerate(names):
+        other = numbers.get(name, label) if isinstance(numbers, Mapping) and isinstance(name, str) else label
+        if other != label:
+            raise DataError(
+                f"the dataset's classes have {name!r} at {label}, and its class_to_idx says {other}; expected one numbering; "
+                "correct one of them"
+            )
+    return list(names)
+
+
+def _wrapped(dataset: Any) -> Sequence[Any]:
+    """The datasets that a Subset or a ConcatDataset is made of."""
+    from torch.utils.data import ConcatDataset
+
+    if type(dataset) is ConcatDataset:
+        return list(dataset.datasets)
+    return [dataset.dataset] if _is_subset(dataset) else []
+
+
+def _changes_labels(dataset: Any) -> bool:
+    """Whether a dataset, or one that it wraps, has a target_transform, so that its labels may not be those of its classes."""
+    return getattr(dataset, "target_transform", None) is not None or any(map(_changes_labels, _wrapped(dataset)))
+
+
+def _check_folder(path: str, label: int, names: Sequence[str]) -> None:
+    """Raise DataError if a file is in the folder of another class than that of its label."""
+    folder = path.split("/", 1)[0]
+    if folder in names and label < len(names) and names[label] != folder:
+        raise DataError(
+            f"the dataset's file {path} has the label {label}, which its classes call {names[label]}; expected the class of "
+            "its folder; correct its classes or its samples"
+        )
 
 
 def _is_subset(dataset: Any) -> bool:

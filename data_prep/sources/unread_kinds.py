@@ -34,6 +34,11 @@ UNREAD_KINDS: tuple[tuple[str, str, str], ...] = (
         "files of Hugging Face's `datasets`",
         "name the folder of save_to_disk",
     ),
+    (
+        r".*\.(tar|tar\.\w+|tgz|zip|7z|rar)\.(\d{2,4}|part.*)|.*\.z\d\d",
+        "a part of a split archive",
+        "join the parts first, such as with cat x.tar.* > x.tar (zip -s 0 for .z01), and name the whole",
+    ),
     (COMPRESSED_TAR.pattern, "compressed tars", "name the tars themselves, such as FOLDER/*.tar.gz"),
     (r".*\.tar\.\w+", "a tar with a compression that is not read", "decompress it first and name the tar"),
     (r".*\.tar", "tar files", "name the tars themselves, such as FOLDER/*.tar"),

@@ -120,6 +120,10 @@ def test_columns_splits_and_streams_of_loaded_objects(tmp_path: Path, datasets: 
         udkd.convert(two, hold_out=50, **out)
     assert len(udkd.convert(two, hold_out=50, label_field="label", **out).classes) == 2
     out["out"] = tmp_path / "e"
+    udkd.convert(train.add_column("split", ["train", "test"] * 4), hold_out=50, **out)
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    assert any("the column split of the dataset may name the splits, but is not read" in line for line in report["warnings"])
+    out["out"] = tmp_path / "f"
     refused: tuple[tuple[Any, dict[str, Any], str], ...] = (
         (train.to_iterable_dataset(), {"hold_out": 10}, r"is streamed \(IterableDataset\).*without streaming=True"),
         (
@@ -137,7 +141,7 @@ def test_columns_splits_and_streams_of_loaded_objects(tmp_path: Path, datasets: 
             udkd.convert(source, **out, **options)
     with pytest.raises(DataError, match="the dataset has the columns label; expected an image column"):
         udkd.convert(train.remove_columns("image"), hold_out=10, **out)
-    assert not (tmp_path / "e").exists()
+    assert not (tmp_path / "f").exists()
     data = udkd.convert(datasets.DatasetDict(train=train, test=each["validation"]), val="test", **out)
     assert data.val.num_samples == 4
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -637,6 +638,29 @@ def test_a_table_that_describes_the_images_is_skipped(tmp_path: Path) -> None:
         assert listing.skipped.reasons == {OTHER_FILES: (1, "metadata.parquet")}
 
 
+@pytest.mark.parametrize("in_struct", [True, False])
+def test_parquet_with_views(tmp_path: Path, in_struct: bool) -> None:
+    """Arrow's newer type of bytes, which a parquet file may ask to be read as."""
+    table = pq.read_table(parquet(tmp_path / "a" / "all.parquet", [(n % 2, photo(n)) for n in range(8)]))
+    image = table["image"].combine_chunks()
+    data, digests = pc.struct_field(image, "bytes"), set()
+    for folder, kind in (("a", pa.binary()), ("b", pa.binary_view())):
+        path = tmp_path / folder / "all.parquet"
+        path.parent.mkdir(exist_ok=True)
+        values = data.cast(kind)
+        values = pa.StructArray.from_arrays([values, image.field("path")], ["bytes", "path"]) if in_struct else values
+        pq.write_table(table.set_column(0, "image", values), path)
+        digests.add(helpers.converted(path, tmp_path / f"{folder}-out", hold_out_percent=50, formats=(), workers=1).digest)
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ["a.tar.01", "a.zip.002", "a.z01", "a.tar.gz.part2"])
+def test_parts_of_a_split_archive(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"the middle of an archive")
+    with pytest.raises(DataError, match=r"\(a part of a split archive\); .*join the parts first"):
+        listing_of(tmp_path / name)
+
+
 def test_splits_in_parquet_columns_and_folders(tmp_path: Path) -> None:
     """A column of splits is named before a hold-out is advised; versions of one dataset in folders give a warning."""
     rows = [(n % 2, photo(n)) for n in range(4)]
@@ -645,6 +669,8 @@ def test_splits_in_parquet_columns_and_folders(tmp_path: Path) -> None:
     pq.write_table(table.append_column("split", pa.array(["train", "val"] * 2)), tmp_path / "a" / "all.parquet")
     with pytest.raises(DataError, match=r"expected both; the column split of .*all\.parquet may name the validation rows"):
         listing_of(tmp_path / "a")
+    held = listing_of(tmp_path / "a", hold_out=50).warnings
+    assert any("the column split of" in line and "is not read: write a file for each split" in line for line in held)
     for version in ("160px", "320px"):
         for split in ("train", "validation"):
             parquet(tmp_path / "b" / version / f"{split}.parquet", rows)

@@ -516,6 +516,19 @@ def test_class_lists_by_readable_names(tmp_path: Path, text: str, expected: list
     assert choose_classes(IMAGENET, str(path)) == expected
 
 
+@pytest.mark.parametrize("line", ["n01440764,n02077923", "n01440764 n02077923", "great, sea # two", "n01440764 tench\tsea"])
+def test_two_classes_in_one_line_are_refused(tmp_path: Path, line: str) -> None:
+    """Further names in a line are synonyms, so that the second class would be left out."""
+    path = tmp_path / "list.txt"
+    path.write_text(f"{line}\n")
+    folders = ["great", "n01440764", "n02077923", "sea"]
+    with pytest.raises(DataError, match=r"names '\w+' and '\w+' in one line; expected one class per line"):
+        choose_classes(folders, str(path))
+    path.write_text("great, large # not sea\nn01440764 tench, n00000000\n")
+    assert choose_classes(folders, str(path)) == ["great", "n01440764"]
+    assert choose_classes([*folders, line], str(path)) == ["great", "n01440764"]
+
+
 def test_readable_names_of_two_classes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("tench\ncrane\n")

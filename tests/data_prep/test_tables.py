@@ -207,9 +207,11 @@ def test_rows_that_name_no_file(tmp_path: Path) -> None:
     os.mkfifo(root / "images" / "pipe.jpg")
     rows: list[list[object]] = [[f"images/{n:03d}.jpg", n % 2] for n in range(11)]
     others = ("images/pipe.jpg", "/dev/zero", "images", "images/a\0b.jpg")
-    table = write_jsonl(root / "a.jsonl", ["path", "label"], [*rows, *([path, 0] for path in others)])
+    long = "x" * 300
+    table = write_jsonl(root / "a.jsonl", ["path", "label"], [*rows, *([path, 0] for path in others), [long, 0]])
     data = converted(table, tmp_path / "d", hold_out_percent=20, on_bad="skip", formats=(), workers=1)
     notes = [note for split in data.splits.values() for note in split.note if note]
+    notes.remove(f"{root}/{long} does not exist (line {len(rows) + len(others) + 1} of a.jsonl)")
     found = {note.partition(" is no file ")[::2] for note in notes}
     assert found == {(str(root / path), f"(line {n} of a.jsonl)") for n, path in enumerate(others, start=12)}
 
@@ -221,7 +223,7 @@ IMAGES = [f"images/{n:03d}.jpg" for n in range(4)]
     ("columns", "rows", "message"),
     [
         (["a", "b"], [["x", "y"]], r"has the columns a, b; expected one of paths .*--image-field NAME and --label-field NAME"),
-        ([IMAGES[0], "0"], [[IMAGES[1], "1"]], "has the columns images/000.jpg, 0; expected one of paths"),
+        ([IMAGES[0], "0"], [[IMAGES[1], "1"]], "has the columns images/000.jpg, 0; .*as its first line, such as: path,label"),
         (["path", "label", "file_path"], [["x", "y", "z"]], r"several path columns: path, file_path; .*--image-field NAME"),
         (["path", "label", "label"], [["x", "y", "z"]], "has two columns label; expected one; rename the other"),
         (["id", "healthy", "rust"], [[0, 1, 0], [1, 0, 1]], r"a column of 0 and 1 for each class \(healthy, rust\)"),
@@ -341,12 +343,22 @@ def test_fastais_column_of_validation_rows(tmp_path: Path) -> None:
         listing_of(write_csv(root / "all.csv", ["fname", "label", "is_valid"], rows))
 
 
+def test_columns_that_mark_a_split_in_a_way_that_is_not_read(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {f"{n}.jpg": photo(n) for n in range(4)})
+    rows = [[f"{n}.jpg", n % 2, n // 2] for n in range(4)]
+    for column, is_named in (("is_train", True), ("is_training_image", True), ("is_trainable", False)):
+        table = write_csv(root / "all.csv", ["path", "label", column], rows)
+        expected = [f"{table} has a column {column}, which may name the splits"] if is_named else []
+        assert [line.partition(", but")[0] for line in Table(table).list().warnings] == expected
+
+
 @pytest.mark.parametrize(
     ("labels", "warning"),
     [
         (("0", "cat", "1", "dog"), "numbers and names as labels, such as 0 and cat"),
         (("cat", "dog", "cat|dog", "cat"), "the label 'cat|dog', which joins labels of other images"),
         (("cat", "dog", "dog cat", "cat"), "the label 'dog cat', which joins labels of other images"),
+        (("cat", "dog", "nan", "cat"), "the label 'nan', which often stands for no label"),
         (("cat", "dog", "wild cat", "cat, tame"), ""),
         (("0", "1", "10", "1"), ""),
     ],

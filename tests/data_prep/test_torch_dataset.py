@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision.datasets import CIFAR10, FakeData, ImageFolder
 from torchvision.transforms import v2
 
@@ -159,6 +159,53 @@ def test_names_of_an_image_folder_by_label_or_folder(tmp_path: Path) -> None:
     for names, text in refused:
         with pytest.raises(DataError, match=f"class_names .*{text}"):
             convert(ImageFolder(tree), tmp_path / "d", val=ImageFolder(tree), class_names=names)
+
+
+class Reversed(ImageFolder):
+    """An order of classes that only half of its attributes know."""
+
+    def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+        names, _ = super().find_classes(directory)
+        return names, {name: n for n, name in enumerate(reversed(names))}
+
+
+@pytest.fixture
+def cat_dog(tmp_path: Path) -> Path:
+    return write_tree(tmp_path / "t", {f"{name}/1.jpg": photo(name) for name in ("cat", "dog")})
+
+
+def test_labels_that_are_not_those_of_the_classes_are_not_named_by_them(tmp_path: Path, cat_dog: Path) -> None:
+    """A target_transform, edited samples and class_to_idx change labels, and leave `classes` as it is."""
+
+    def swapped(root: Path) -> ImageFolder:
+        return ImageFolder(root, target_transform=lambda label: 1 - label)
+
+    edited = ImageFolder(cat_dog)
+    edited.samples = [(path, 1 - label) for path, label in edited.samples]
+    refused: tuple[tuple[Any, str], ...] = (
+        (swapped(cat_dog), "has a target_transform, and its classes name the labels before it; .*pass class_names"),
+        (Subset(swapped(cat_dog), [0, 1]), "has a target_transform"),
+        (ConcatDataset([ImageFolder(cat_dog), swapped(cat_dog)]), "has a target_transform"),
+        (edited, "file cat/1.jpg has the label 1, which its classes call dog"),
+        (Reversed(cat_dog), "classes have 'cat' at 0, and its class_to_idx says 1"),
+    )
+    for dataset, text in refused:
+        with pytest.raises(DataError, match=text):
+            convert(dataset, tmp_path / "d", val=ImageFolder(cat_dog))
+    data = convert(swapped(cat_dog), tmp_path / "d", val=swapped(cat_dog), class_names=["hound", "house cat"])
+    assert [entry.name for entry in data.classes] == ["hound", "house cat"]
+    assert data.train.labels.tolist() == [1, 0]
+
+
+def test_parts_of_a_concat_dataset_share_their_classes(tmp_path: Path, cat_dog: Path) -> None:
+    part = ImageFolder(cat_dog)
+    other = ImageFolder(write_tree(tmp_path / "o", {f"{name}/1.jpg": photo(name) for name in ("cow", "hen")}))
+    data = convert(ConcatDataset([part, Subset(part, [1])]), tmp_path / "d", val=ConcatDataset([part]))
+    assert ([entry.name for entry in data.classes], data.train.labels.tolist()) == (["cat", "dog"], [0, 1, 1])
+    with pytest.raises(
+        DataError, match="parts of a ConcatDataset have different classes, so that one label stands for several"
+    ):
+        convert(ConcatDataset([part, other]), tmp_path / "e", hold_out=50)
 
 
 def test_cifar10(tmp_path: Path) -> None:
