@@ -12,7 +12,7 @@ import torch
 
 from tests.timeouts import scaled
 from udkd.data.batch import Batch
-from udkd.data.loading import host_loader
+from udkd.data.loading import buffers, host_loader
 from udkd.data.loading.buffers import BufferPool
 from udkd.data.loading.device_copies import CudaCopier, HostMemory, copy_ahead, to_device
 from udkd.data.loading.host_loader import HostLoader
@@ -99,6 +99,16 @@ def test_memory_is_reused_only_without_references() -> None:
     assert [len(piece) for piece in pool._free] == [49]
     pool.clear()
     assert not pool._free
+
+
+def test_memory_is_released_when_the_module_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the interpreter ends, its names are None before the last array is freed."""
+    pool = BufferPool(keep_bytes=0)
+    array = pool.take(4)
+    for name in [name for name in vars(buffers) if not name.startswith("__")]:
+        monkeypatch.setattr(buffers, name, None)
+    del array
+    assert len(pool._free) == 1
 
 
 @pytest.mark.parametrize(("keep_bytes", "kept"), [(0, 2), (20, 2), (39, 3), (40, 4), (10**6, 64)])

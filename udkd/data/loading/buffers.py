@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 from udkd.utils.errors import ConfigError
 
 _LARGE_BYTES = 1 << 30
-_MIN_KEPT = 2
-_MAX_KEPT = 64
 
 
 def require_memory(count: int) -> None:
@@ -33,6 +31,8 @@ class BufferPool:
     keep_bytes: limit on the unused memory that is kept, in at most 64 blocks; two blocks are kept whatever their size.
     The contents are arbitrary: overwrite every byte.
     """
+
+    _MIN_KEPT, _MAX_KEPT = 2, 64  # here, as the module's own names may be gone when the interpreter ends
 
     def __init__(self, keep_bytes: int) -> None:
         self._keep_bytes = keep_bytes
@@ -55,7 +55,7 @@ class BufferPool:
     def release(self, memory: NDArray[np.uint8]) -> None:
         """Keep `memory` for the next `take`, or free it. Any thread may call it."""
         kept = [block.nbytes for block in self._free]
-        if len(kept) < _MIN_KEPT or (len(kept) < _MAX_KEPT and sum(kept) + memory.nbytes <= self._keep_bytes):
+        if len(kept) < self._MIN_KEPT or (len(kept) < self._MAX_KEPT and sum(kept) + memory.nbytes <= self._keep_bytes):
             self._free.append(memory)
 
     def clear(self) -> None:
