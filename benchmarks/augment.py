@@ -70,8 +70,8 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
         variants["ours, compiled"] = lambda: apply_compiled(batch_data.canvas, views)
     elif compile:
         networks = [NetworkInput(size_px=px)]
-        finish = compiled(partial(augment.finish_each, networks=networks, jitter=True))
-        variants["ours, compiled"] = lambda: finish(augment.pixels_each(batch_data.canvas, views, networks), views)
+        finish = compiled(partial(augment.finish_each, networks=networks, spec=spec))
+        variants["ours, compiled"] = lambda: finish(augment.pixels_each(batch_data.canvas, views, networks, spec), views)
     with torch.no_grad():
         return side_by_side([Variant(name, run, items=batch) for name, run in variants.items()], device, rounds=rounds)
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
 from operator import attrgetter
@@ -69,10 +69,13 @@ def table(windows: list[Window], flip: bool = False) -> ViewTable:
     )
 
 
+JITTERED = ViewSpec(brightness=0.4)
+
+
 def finish(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool, dtype: torch.dtype = torch.float32) -> Tensor:
     """Jitter and ImageNet's normalisation."""
     network = NetworkInput(size_px=pixels_BOO3.shape[1])
-    return finish_each([pixels_BOO3], views, [network], jitter=jitter, dtype=dtype)[0]
+    return finish_each([pixels_BOO3], views, [network], JITTERED if jitter else ViewSpec(), dtype=dtype)[0]
 
 
 def torchvision_crop(
@@ -157,7 +160,7 @@ def test_networks_share_a_views_window() -> None:
     canvas, views = on_canvas(picture(61, 47), 64), table([(3, 5, 40, 30)], flip=True)
     half = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 0.5), interpolation="bicubic")
     networks = [NetworkInput(size_px=16), NetworkInput(size_px=24, preprocessing=half), NetworkInput(size_px=16)]
-    small, large, again = apply_each(canvas, views, networks, jitter=False)
+    small, large, again = apply_each(canvas, views, networks, ViewSpec())
     assert small is again
     assert torch.equal(small, apply(canvas, views, ViewSpec(size_px=16)))
     by_hand = pixels(canvas, views, 24, "bicubic").permute(0, 3, 1, 2).double() / 255
@@ -569,7 +572,7 @@ def test_apply_is_pixels_then_finish() -> None:
     views = ViewTable.of(draw_views(TINY, 0, 0, np.arange(9), sizes[:9]))
     plain = replace(TINY, brightness=0.0, contrast=0.0, saturation=0.0)
     for spec in (TINY, plain):
-        want = finish(pixels(canvas[:9], views, 12), views, jitter=spec.jitters)
+        want = finish(pixels(canvas[:9], views, 12), views, jitter=spec.jitters_floats)
         assert torch.equal(apply(canvas[:9], views, spec), want)
     assert not torch.equal(apply(canvas[:9], views, TINY), apply(canvas[:9], views, plain))
 
@@ -577,9 +580,9 @@ def test_apply_is_pixels_then_finish() -> None:
 def test_a_table_keeps_its_types_and_gathers_rows() -> None:
     views = draw_views(PAPER, 0, 0, np.arange(5), np.tile([30, 40, 30, 40], (5, 1)))
     full, rows = ViewTable.of(views), torch.tensor([3, 3, 0])
-    for field in fields(ViewTable):
-        assert torch.equal(getattr(full.gather(rows), field.name), getattr(full, field.name)[rows])
-    assert [getattr(full, field.name).dtype for field in fields(ViewTable)] == [
+    for name in full.tensors:
+        assert torch.equal(getattr(full.gather(rows), name), getattr(full, name)[rows])
+    assert [value.dtype for value in full.tensors.values()] == [
         torch.int64,
         torch.int64,
         torch.bool,

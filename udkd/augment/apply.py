@@ -1,4 +1,4 @@
-"""Turns canvases into network input: crop, antialiased resize and flip as two exact weighted sums, then colour jitter.
+"""Turns canvases into network input: crop, antialiased resize and flip as two exact weighted sums, then the colours.
 
 Each row of a view is a weighted sum of a few rows of the canvas; then each column is a weighted sum of a few columns. The
 filter is the triangle of Pillow's and torchvision's antialiased bilinear resize, or the cubic of their bicubic one. Weights
@@ -16,12 +16,14 @@ Letters: B batch, S canvas side, O output side, K taps of the filter, D values o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from udkd.augment.mixing import MixedLabels
+from udkd.augment.operations import OpSettings, apply_rows, erase, mix
 from udkd.augment.preprocessing import IMAGENET, Interpolation, NetworkInput, Preprocessing
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SUBPIXELS, Views, ViewSpec
 
@@ -36,22 +38,55 @@ _GREY_STEPS = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ViewTable:
-    """Views as tensors on one device, with the fields of udkd.augment.views.Views."""
+    """Views as tensors on one device, with the fields of udkd.augment.views.Views.
+
+    mate: int64 [B], the position of each sample's partner in the batch, where samples are mixed; see `gather` and `paired`.
+    """
 
     window: Tensor
     bounds: Tensor
     flip: Tensor
     kind: Tensor
     factor: Tensor
+    op: Tensor | None = None
+    magnitude: Tensor | None = None
+    erase_box: Tensor | None = None
+    noise_key: Tensor | None = None
+    partner: Tensor | None = None
+    blend: Tensor | None = None
+    mix_box: Tensor | None = None
+    share: Tensor | None = None
+    mate: Tensor | None = None
 
     @classmethod
     def of(cls, views: Views, device: torch.device | str = "cpu") -> "ViewTable":
         """Copy views to a device."""
-        return cls(**{f.name: torch.from_numpy(getattr(views, f.name)).to(device) for f in fields(cls)})
+        arrays = {field.name: getattr(views, field.name) for field in fields(views)}
+        return cls(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items() if array is not None})
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are set, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
     def gather(self, rows: Tensor) -> "ViewTable":
-        """The views at `rows`, int64 [B] on the table's device."""
-        return ViewTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        """The views at `rows`, int64 [B] on the table's device: sample ids, of a table of all ids."""
+        views = ViewTable(**{name: value[rows] for name, value in self.tensors.items()})
+        return views if self.partner is None else views.paired(rows)
+
+    def paired(self, ids_B: Tensor) -> "ViewTable":
+        """The views of the samples `ids_B` with the positions of their partners, which must be among them."""
+        assert self.partner is not None, "views that mix samples"
+        is_partner_BB = ids_B[None, :] == self.partner[:, None]
+        # Without a partner a sample would be mixed with another one: stop, without making the host wait.
+        torch._assert_async(is_partner_BB.any(1).all(), "a sample's partner is not in its batch")
+        return replace(self, mate=is_partner_BB.int().argmax(1))
+
+    def labels(self, labels_B: Tensor) -> "Tensor | MixedLabels":
+        """The labels of the views of a batch: int64 [B] as given, or those of the mixed samples."""
+        if self.mate is None or self.share is None:
+            return labels_B
+        return MixedLabels(own=labels_B, other=labels_B.index_select(0, self.mate), share=self.share)
 
 
 def apply(
@@ -63,40 +98,55 @@ def apply(
 ) -> Tensor:
     """Turn canvases, uint8 [B, S, S, 3], into normalised input, `dtype` [B, 3, O, O], channels_last; O is spec.size_px."""
     network = NetworkInput(size_px=spec.size_px, preprocessing=preprocessing)
-    return apply_each(canvas_BSS3, views, [network], jitter=spec.jitters, dtype=dtype)[0]
+    return apply_each(canvas_BSS3, views, [network], spec, dtype=dtype)[0]
 
 
 def apply_each(
     canvas_BSS3: Tensor,
     views: ViewTable,
     networks: Sequence[NetworkInput],
+    spec: ViewSpec,
     *,
-    jitter: bool,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
-    """`apply` for several networks: the same crop, flip and jitter, in each network's size, interpolation and normalisation.
+    """`apply` for several networks: the same view in each network's size, interpolation and normalisation.
 
-    What is equal for two networks is computed once.
+    spec: what the views were drawn from. What is equal for two networks is computed once.
     """
-    return finish_each(pixels_each(canvas_BSS3, views, networks), views, networks, jitter=jitter, dtype=dtype)
+    return finish_each(pixels_each(canvas_BSS3, views, networks, spec), views, networks, spec, dtype=dtype)
 
 
-def pixels_each(canvas_BSS3: Tensor, views: ViewTable, networks: Sequence[NetworkInput]) -> list[Tensor]:
-    """`pixels` for each size and interpolation in `networks`, in their order."""
-    return [pixels(canvas_BSS3, views, size_px, interpolation) for size_px, interpolation in _resizes(networks)]
+def pixels_each(canvas_BSS3: Tensor, views: ViewTable, networks: Sequence[NetworkInput], spec: ViewSpec) -> list[Tensor]:
+    """The uint8 pixels, [B, O, O, 3], for each size and interpolation in `networks`, in their order."""
+    return [view_pixels(canvas_BSS3, views, spec, size_px, interpolation) for size_px, interpolation in _resizes(networks)]
+
+
+def view_pixels(
+    canvas_BSS3: Tensor, views: ViewTable, spec: ViewSpec, size_px: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
+    """`pixels`, then operations, erasing and mixing: uint8 [B, O, O, 3], equal bit for bit wherever it is computed."""
+    x_BOO3 = pixels(canvas_BSS3, views, size_px, interpolation)
+    if views.op is not None and views.magnitude is not None:
+        settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
+        x_BOO3 = apply_rows(x_BOO3, views.op, views.magnitude, spec.row_ops, settings)
+    if views.erase_box is not None and views.noise_key is not None:
+        x_BOO3 = erase(x_BOO3, views.erase_box, views.noise_key, spec.erase_fill)
+    if views.mate is not None and views.blend is not None and views.mix_box is not None:
+        x_BOO3 = mix(x_BOO3, views.mate, views.blend, views.mix_box)
+    return x_BOO3
 
 
 def finish_each(
     pixels_each_BOO3: Sequence[Tensor],
     views: ViewTable,
     networks: Sequence[NetworkInput],
+    spec: ViewSpec,
     *,
-    jitter: bool,
     dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """The input of each network from the result of `pixels_each`; a list item for each network."""
     jittered = {
-        resize: jittered_floats(pixels_BOO3, views, jitter=jitter)
+        resize: jittered_floats(pixels_BOO3, views, jitter=spec.jitters_floats)
         for resize, pixels_BOO3 in zip(_resizes(networks), pixels_each_BOO3, strict=True)
     }
     inputs = {network: _normalised(jittered[_resize(network)], network.preprocessing, dtype) for network in networks}

@@ -6,9 +6,11 @@ from threading import Thread
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable, apply_each
+from udkd.augment.mixing import partners
 from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.batch import Batch
@@ -27,6 +29,7 @@ class EpochViews:
         self._seed = seed
         self._device = device
         self._ids = np.arange(split.num_samples, dtype=np.int64)
+        self._kept = split.ids
         # Excluded rows have size 0, for which no view can be drawn; any other size will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
         self._tables: dict[tuple[int, ViewSpec], ViewTable] = {}
@@ -53,11 +56,19 @@ class EpochViews:
 
         def work() -> None:
             try:
-                future.set_result(draw_views(spec, self._seed, view, self._ids, self._sizes))
+                future.set_result(self._draw(spec, view))
             except BaseException as error:
                 future.set_exception(error)
 
         Thread(target=work, name=f"draw view {view}", daemon=True).start()
+
+    def _draw(self, spec: ViewSpec, view: int) -> Views:
+        partner = self.partner(view) if spec.mixes else None
+        return draw_views(spec, self._seed, view, self._ids, self._sizes, partner)
+
+    def partner(self, view: int) -> NDArray[np.int64]:
+        """Whom each sample is mixed with in view number `view`, int64 [N]; see udkd.augment.mixing.partners."""
+        return partners(self._seed, view, self._kept, len(self._ids))
 
 
 class Augment:
@@ -101,4 +112,4 @@ class Augment:
             raise ConfigError(f"{found}; expected one device; give Loader and Augment the same")
         table = self._views.table(epoch)
         self._views.prepare(epoch + 1)
-        return apply_each(batch.canvas, table.gather(batch.ids), networks, jitter=self.spec.jitters)
+        return apply_each(batch.canvas, table.gather(batch.ids), networks, self.spec)

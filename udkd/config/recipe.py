@@ -199,6 +199,28 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_mixing(self) -> Self:
+        if not self.views.spec.mixes:
+            return self
+        mixes = " and ".join(name for name in ("mixup", "cutmix") if getattr(self.views, name))
+        if self.train.batch_size // self.train.accumulate % 2 or self.train.batch_size % 2:
+            raise ValueError(
+                f"views.{mixes} mixes pairs of a batch and train.batch_size is {self.train.batch_size} in "
+                f"{self.train.accumulate} parts; expected an even number of images; change train.batch_size"
+            )
+        if self.needs_teacher and self.teacher.views == "eval":
+            raise ValueError(
+                f"views.{mixes} mixes two samples and teacher.views = eval shows the teacher one of them; expected a number of "
+                "views; set teacher.views = K, or teacher.source = live and teacher.views = train.epochs"
+            )
+        if self.loss.label_loss == "evidential" or self.loss.method == "crd":
+            setting = "label_loss = evidential" if self.loss.label_loss == "evidential" else "method = crd"
+            raise ValueError(f"views.{mixes} mixes labels and loss.{setting} needs one label a sample; expected one of them")
+        if self.train.loss_impl == "fused":
+            raise ValueError(f"views.{mixes} mixes labels and train.loss_impl is fused; expected compiled or eager; change it")
+        return self
+
+    @model_validator(mode="after")
     def _check_accumulate(self) -> Self:
         method = self.loss.method
         if self.train.accumulate > 1 and method != "none" and METHODS[method].compares_samples:

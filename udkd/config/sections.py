@@ -5,8 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from udkd.augment.erasing import EraseFill
+from udkd.augment.policies import MAX_OPS, MAX_POLICY_OPS, OpName, Policy, ViewOp
 from udkd.augment.preprocessing import Interpolation, Preprocessing
-from udkd.augment.views import Scheme, ViewSpec
+from udkd.augment.views import Jitter, Scheme, ViewSpec, Warp
 from udkd.config.optimizers import OptionValue, optimizer_arguments
 from udkd.data.backends.registry import backend_names
 from udkd.losses.estimator import Estimator, EstimatorKind
@@ -45,6 +47,20 @@ class DataSection(Section):
     workers: int = Field(default=0, ge=0, le=1024, description="threads of the backends that decode; 0: one per core")
 
 
+class OpSection(Section):
+    """An operation on the views: the fields of udkd.augment.policies.ViewOp."""
+
+    op: OpName = Field(description="the operation, by torchvision's name of its function")
+    prob: float = Field(default=1.0, ge=0, le=1, description="how probable it is for each view")
+    low: float = Field(
+        default=0.0,
+        description="smallest magnitude: a factor (brightness, contrast, saturation, sharpness), turns (hue), a threshold "
+        "(solarize), bits (posterize), sigma in pixels (blur), degrees counterclockwise (rotate), a tangent (shear_x, shear_y), "
+        "a fraction of the side (translate_x, translate_y)",
+    )
+    high: float = Field(default=0.0, description="largest magnitude; it is uniform between low and high")
+
+
 class ViewsSection(Section):
     """The training views, which the students see: the fields of udkd.augment.views.ViewSpec and a seed."""
 
@@ -69,6 +85,44 @@ class ViewsSection(Section):
         default="bilinear",
         description="antialiased resize of the students' views: bilinear or bicubic; a teacher's is stored in its folder",
     )
+    policy: Policy = Field(
+        default="none",
+        description="random operations on the views: rand_augment, trivial_augment_wide, auto_augment (torchvision's, the last "
+        "with its ImageNet policy), timm_rand_augment (timm's rand-mM-mstdS-inc1), three_augment (DeiT III) or none",
+    )
+    policy_ops: int = Field(default=2, ge=1, le=MAX_POLICY_OPS, description="operations per view of the two RandAugments")
+    policy_magnitude: float = Field(
+        default=9.0, ge=0, le=30, description="magnitude of rand_augment, of 30, and of timm_rand_augment, of 10"
+    )
+    policy_spread: float = Field(default=0.0, ge=0, le=100, description="standard deviation of that magnitude; 0: none")
+    warp: Warp = Field(default="nearest", description="interpolation of rotations, shears and translations")
+    fill: tuple[int, int, int] = Field(
+        default=(0, 0, 0), description="red, green and blue of what they uncover, 0 to 255; torchvision's is black"
+    )
+    jitter: Jitter = Field(
+        default="float",
+        description="how brightness, contrast and saturation are computed: float, in float32 after everything else; uint8: in "
+        "integers, after policy; needed beside policy, ops, erasing and mixing",
+    )
+    hue: float = Field(default=0.0, ge=0, le=0.5, description="strength of the hue's jitter, in turns, where jitter is uint8")
+    ops: tuple[OpSection, ...] = Field(
+        default=(), max_length=MAX_OPS, description="further operations on the views, one after the other"
+    )
+    erase_prob: float = Field(default=0.0, ge=0, le=1, description="probability that a box of the view is erased; 0: none")
+    erase_area: tuple[float, float] = Field(default=(0.02, 0.33), description="smallest and largest area fraction of the box")
+    erase_ratio: tuple[float, float] = Field(
+        default=(0.3, 3.3), description="smallest and largest height over width of the box"
+    )
+    erase_fill: EraseFill = Field(default="mean", description="what the box is filled with: ImageNet's mean colour, or noise")
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        le=2,
+        description="alpha of MixUp: views are mixed in pairs, with a share from Beta(alpha, alpha); 0: none",
+    )
+    cutmix: float = Field(default=0.0, ge=0, le=2, description="alpha of CutMix, which exchanges a box of the pair; 0: none")
+    mix_prob: float = Field(default=1.0, ge=0, le=1, description="probability that a pair is mixed")
+    mix_switch_prob: float = Field(default=0.5, ge=0, le=1, description="probability of CutMix, where mixup and cutmix are set")
     seed: Seed = Field(default=0, description="seed of all views; part of the key of a cache of augmented views")
 
     @model_validator(mode="after")
@@ -79,7 +133,8 @@ class ViewsSection(Section):
     @property
     def spec(self) -> ViewSpec:
         """The specification that views are drawn from."""
-        return ViewSpec(**self.model_dump(exclude={"seed", "interpolation"}))
+        ops = tuple(ViewOp(**each.model_dump()) for each in self.ops)
+        return ViewSpec(**self.model_dump(exclude={"seed", "interpolation", "ops"}), ops=ops)
 
 
 class EvaluationSection(Section):

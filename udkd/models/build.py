@@ -18,6 +18,7 @@ from torchvision.ops import StochasticDepth
 
 from udkd.models.architectures import failure, is_torchvision, make, own_input, require_known
 from udkd.utils.errors import ConfigError
+from udkd.utils.hash32 import hash32
 from udkd.utils.rng import key
 
 _32_BITS = 0xFFFFFFFF
@@ -250,7 +251,7 @@ class KeyedDropout(nn.Module):
         counter = torch.arange(count, device=x.device)
         if self.part is not None:
             counter = counter + self.part * count
-        bits = _hash32(counter + _hash32(self.key ^ (self.layer << 20)))
+        bits = hash32(counter + hash32(self.key ^ (self.layer << 20)))
         keep = (bits >= int(self.p * 2**32)).view(shape)
         return x * (keep / (1 - self.p) if self.p < 1 else keep).to(x.dtype)
 
@@ -264,20 +265,9 @@ def sample_dropout(ids_B: Tensor, mask_key: int, width: int, p: float) -> Tensor
 
     ids_B: int64 [B], on any device. A mask does not depend on the other samples, so cached and live targets agree.
     """
-    row_B1 = _hash32(ids_B ^ (mask_key & _32_BITS))[:, None]
-    bits_BF = _hash32(row_B1 + torch.arange(width, device=ids_B.device))
+    row_B1 = hash32(ids_B ^ (mask_key & _32_BITS))[:, None]
+    bits_BF = hash32(row_B1 + torch.arange(width, device=ids_B.device))
     return (bits_BF >= int(p * 2**32)).float() / (1 - p)
-
-
-def _hash32(x: Tensor) -> Tensor:
-    """A 32-bit integer hash. It is computed in int64 without overflow, as the multipliers are below 2**31.
-
-    Source: github.com/skeeto/hash-prospector, the two-round function with the lowest known bias.
-    """
-    x = x & _32_BITS
-    x = ((x ^ (x >> 16)) * 0x21F0AAAD) & _32_BITS
-    x = ((x ^ (x >> 15)) * 0x735A2D97) & _32_BITS
-    return x ^ (x >> 15)
 
 
 def _use_keyed_dropout(model: nn.Module) -> nn.Module:

@@ -178,7 +178,7 @@ class LiveTargets:
             blocks.clear()
         if self._evaluation_views is not None:
             view, table = 0, self._evaluation_views.table(0)
-            (x_BCHW,) = augment.apply_each(batch.canvas, table.gather(batch.ids), [self.input], jitter=False)
+            (x_BCHW,) = augment.apply_each(batch.canvas, table.gather(batch.ids), [self.input], self._evaluation_views.spec)
         packed = self._teachers.targets(x_BCHW, batch.ids, view)
         logits_BC = packed.dense(self._teachers.num_classes)
         weight_B = None

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from udkd.augment import apply as augment
 from udkd.augment import views
@@ -19,7 +18,7 @@ def target_fields(recipe: Recipe, dataset: DatasetFolder, pixel_class: str) -> d
     is_eval = recipe.teacher.views == "eval"
     return input_fields(dataset.digest, "train", pixel_class) | {
         "policy": "canonical" if is_eval else "views",
-        "views": asdict(recipe.teacher_spec),
+        "views": recipe.teacher_spec.key_values,
         "seed": None if is_eval else recipe.views.seed,
         "num_classes": len(dataset.classes),
         "estimator": recipe.teacher.estimator_settings.text,

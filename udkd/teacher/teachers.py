@@ -1,7 +1,6 @@
 """The teacher of a training loop: `targets = teacher(batch, epoch)`, from a cache or computed in every step."""
 
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, final
 
@@ -50,7 +49,7 @@ class CachedTeacher:
         cache = Cache.open(Path(path))
         expected = input_fields(split.digest, split.name, loader.pixel_class)
         if cache.key.policy == "views":
-            expected |= {"views": asdict(augment.spec), "seed": augment.seed}
+            expected |= {"views": augment.spec.key_values, "seed": augment.seed}
         cache.require(expected, remedy=_remedy)
         if cache.unchecked:
             warnings.warn(cache.unchecked, stacklevel=2)

@@ -132,16 +132,16 @@ def _augment(
     is_shared = recipe.needs_teacher and recipe.teacher.source == "live" and recipe.teacher.views != "eval"
     precisions = {recipe.train.precision, *([recipe.teacher.precision] if is_shared else [])}
     dtype = input_dtype(recipe.train.precision) if len(precisions) == 1 else torch.float32
-    uncompiled = partial(augment.apply_each, networks=inputs, jitter=spec.jitters, dtype=dtype)
+    uncompiled = partial(augment.apply_each, networks=inputs, spec=spec, dtype=dtype)
     if recipe.train.compile != "all":
         return uncompiled
     if device.type != "cpu":
         return compiled(uncompiled)
-    finish = compiled(partial(augment.finish_each, networks=inputs, jitter=spec.jitters, dtype=dtype))
+    finish = compiled(partial(augment.finish_each, networks=inputs, spec=spec, dtype=dtype))
 
     def pixels_then_finish(canvas_BSS3: Tensor, views: ViewTable) -> list[Tensor]:
         # On a CPU, compiling the pixels too takes many times as long (28 s for 3, once 75 s) and makes no step faster.
-        return finish(augment.pixels_each(canvas_BSS3, views, inputs), views)
+        return finish(augment.pixels_each(canvas_BSS3, views, inputs, spec), views)
 
     return pixels_then_finish
 

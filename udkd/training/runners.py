@@ -112,7 +112,7 @@ class ResidentRunner:
 
 def _clone(schedule: EpochSchedule) -> EpochSchedule:
     tensors = {field.name: getattr(schedule, field.name) for field in fields(schedule)}
-    views = ViewTable(**{field.name: getattr(schedule.views, field.name).clone() for field in fields(schedule.views)})
+    views = ViewTable(**{name: value.clone() for name, value in schedule.views.tensors.items()})
     copies = {name: value.clone() for name, value in tensors.items() if isinstance(value, Tensor)}
     return EpochSchedule(view=schedule.view, views=views, **copies)
 
@@ -121,8 +121,8 @@ def _copy(schedule: EpochSchedule, into: EpochSchedule) -> None:
     for field in fields(schedule):
         if isinstance(value := getattr(schedule, field.name), Tensor):
             getattr(into, field.name).copy_(value)
-    for field in fields(schedule.views):
-        getattr(into.views, field.name).copy_(getattr(schedule.views, field.name), non_blocking=True)
+    for name, value in schedule.views.tensors.items():
+        getattr(into.views, name).copy_(value, non_blocking=True)
 
 
 def _generator(batches: Iterator[Any]) -> Any:

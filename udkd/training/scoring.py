@@ -71,7 +71,7 @@ def score(
     networks = [NetworkInput(size_px=views.spec.size_px, preprocessing=each) for each in of_each]
     totals: Tensor | None = None
     for part in backend.epoch(ids, batch):
-        inputs = augment.apply_each(part.canvas, table.gather(part.ids), networks, jitter=views.spec.jitters)
+        inputs = augment.apply_each(part.canvas, table.gather(part.ids), networks, views.spec)
         with autocast(part.canvas.device.type, precision):
             logits = [classifier(x_BCHW) for classifier, x_BCHW in zip(classifiers, inputs, strict=True)]
             if flip:

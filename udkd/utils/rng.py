@@ -31,6 +31,7 @@ class Stream(IntEnum):
     CRD_MEMORY = 6
     BOOTSTRAP = 6  # an alias of CRD_MEMORY, used with another seed; a new number would change published intervals
     INT8_CALIBRATION = 7
+    PARTNER = 8
     WEIGHT_SHUFFLE = 0x5F
     MC_DROPOUT = 0xD0
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from udkd.augment.views import VERSION, ViewSpec
+from udkd.augment.views import FIRST_FIELDS, LATER_DEFAULTS, VERSION, VIEW_FIELDS, ViewSpec
 from udkd.losses.estimator import Estimator
 from udkd.losses.storage import Storage
 from udkd.utils.errors import CacheError, ConfigError
@@ -21,7 +21,6 @@ Differing = Sequence[tuple[str, object, object]]
 """(name, stored value, wanted value) of fields that differ."""
 
 _PRECISION = re.compile(r"(float32|bfloat16|float16)(, batch norm folded)?(, compiled)?")
-_VIEW_FIELDS = {field.name for field in dataclasses.fields(ViewSpec)}
 _OMITTED = {"features", "teacher_size_px", "claimed"}  # from a key's text, where they are 0 or empty
 _SHOWN = 200  # characters of a value in an error
 
@@ -149,7 +148,7 @@ def _impossible_field(key: CacheKey) -> str:
     possible = {
         "format_version": key.format_version == FORMAT_VERSION,
         "split": key.split in ("train", "val"),
-        "views": key.views_version != VERSION or set(key.views) == _VIEW_FIELDS,
+        "views": key.views_version != VERSION or _is_view_spec(key.views),
         "seed": 0 <= key.seed < 2**63 if key.seed is not None and has_seed else key.seed is None and not has_seed,
         "num_classes": key.num_classes < 2**31,
         "estimator": estimator.text == key.estimator
@@ -164,6 +163,17 @@ def _impossible_field(key: CacheKey) -> str:
         "claimed": set(key.claimed) <= set(_KEY_FIELDS) and list(key.claimed) == sorted(set(key.claimed)),
     }
     return next((name for name, holds in possible.items() if not holds), "")
+
+
+def _is_view_spec(values: Mapping[str, object]) -> bool:
+    """Whether a spec has these plain values. Earlier caches lack the later fields."""
+    if not set(FIRST_FIELDS) <= set(values) <= set(VIEW_FIELDS):
+        return False
+    try:
+        ViewSpec.from_key_values(values)
+    except (ConfigError, TypeError):
+        return False
+    return True
 
 
 _ADAPTER = TypeAdapter(CacheKey)
@@ -201,6 +211,8 @@ def _short(value: object) -> object:
 
 def _flat(fields: Mapping[str, object]) -> dict[str, object]:
     flat: dict[str, object] = {}
+    if isinstance(fields.get("views"), dict):
+        fields = {**fields, "views": {**LATER_DEFAULTS, **fields["views"]}}  # type: ignore[dict-item]
     for name, value in _plain(dict(fields)).items():
         if isinstance(value, dict):
             flat.update({f"{name}.{inner}": inner_value for inner, inner_value in value.items()})

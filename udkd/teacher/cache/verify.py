@@ -226,7 +226,11 @@ def _recipe_of(key: CacheKey, **teacher: object) -> Recipe:
     settings |= {name: True for name, is_set in flags.items() if is_set}
     if estimator.kind == "mc_dropout":
         settings |= {"mc_samples": estimator.mc_samples, "dropout": estimator.p, "dropout_seed": estimator.seed}
-    views = {"views": key.views | {"seed": key.seed or 0}, "evaluation": {"resize_px": key.views.get("size_px")}}
+    settings["views"] = "eval" if key.policy == "canonical" else 1  # their number decides no target
+    views = {
+        "views": {name: value for name, value in key.views.items() if name != "ops_version"} | {"seed": key.seed or 0},
+        "evaluation": {"resize_px": key.views.get("size_px")},
+    }
     try:
         return Recipe.from_dict(views | {"teacher": settings | teacher}, "the cache's key")
     except ConfigError as error:
