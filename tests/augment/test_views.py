@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from tests.utils.slow_hash import slow_key, slow_uniform
-from udkd.utils import portable
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw_views
+from udkd.utils import portable
 from udkd.utils.errors import ConfigError
 
 PAPER = ViewSpec(brightness=0.4, contrast=0.4, saturation=0.4)
@@ -298,7 +298,7 @@ def test_the_fallback_is_torchvisions_centre() -> None:
         assert (window == np.array(list(theirs.values())) * SUBPIXELS).all(), f"{height} x {width}"
 
 
-def test_exp_is_mathportable.exp() -> None:
+def test_exp_is_math_exp() -> None:
     x = np.concatenate([np.linspace(-3, 3, 20_001), [0.0, math.log(3 / 4), math.log(4 / 3), 5e-324, -1e-17]])
     exact = np.array([math.exp(value) for value in x])
     assert np.abs(portable.exp(x) / exact - 1).max() < 1e-14
