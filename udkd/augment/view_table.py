@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable, apply_each
-from udkd.augment.mixing import partners
+from udkd.augment.mixing import MixedLabels, pairs_together, partners
 from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.views import Views, ViewSpec, draw_views
 from udkd.data.batch import Batch
@@ -29,7 +29,7 @@ class EpochViews:
         self._seed = seed
         self._device = device
         self._ids = np.arange(split.num_samples, dtype=np.int64)
-        self._kept = split.ids
+        self._kept, self._labels = split.ids, split.labels
         # Excluded rows have size 0, for which no view can be drawn; any other size will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
         self._tables: dict[tuple[int, ViewSpec], ViewTable] = {}
@@ -65,6 +65,15 @@ class EpochViews:
     def _draw(self, spec: ViewSpec, view: int) -> Views:
         partner = self.partner(view) if spec.mixes else None
         return draw_views(spec, self._seed, view, self._ids, self._sizes, partner)
+
+    def labels(self, view: int) -> Tensor | MixedLabels:
+        """The labels of all samples in view number `view`: int64 [N], or those of the mixed samples."""
+        labels_N = torch.from_numpy(self._labels.astype(np.int64)).to(self._device)
+        if not self.spec.mixes:
+            return labels_N
+        table = self.table(view)
+        assert table.partner is not None and table.share is not None, "views that mix samples"
+        return MixedLabels(own=labels_N, other=labels_N[table.partner], share=table.share)
 
     def partner(self, view: int) -> NDArray[np.int64]:
         """Whom each sample is mixed with in view number `view`, int64 [N]; see udkd.augment.mixing.partners."""
@@ -110,6 +119,26 @@ class Augment:
         if batch.canvas.device.type != self.device.type:
             found = f"the batch is on {batch.canvas.device} and the augmentation on {self.device}"
             raise ConfigError(f"{found}; expected one device; give Loader and Augment the same")
+        return apply_each(batch.canvas, self._of(batch, epoch), networks, self.spec)
+
+    def labels(self, batch: Batch, epoch: int) -> Tensor | MixedLabels:
+        """The labels of the batch's views: `batch.labels`, or those of the mixed samples, which DistillationLoss takes."""
+        return self._of(batch, epoch).labels(batch.labels) if self.spec.mixes else batch.labels
+
+    def keep_pairs(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """The ids of an epoch's order, int64 [n], with the samples that are mixed side by side: see Loader's `arrange`."""
+        return pairs_together(order, self._views.partner(epoch)) if self.spec.mixes else order
+
+    def _of(self, batch: Batch, epoch: int) -> ViewTable:
+        """The views of a batch's samples."""
         table = self._views.table(epoch)
         self._views.prepare(epoch + 1)
-        return apply_each(batch.canvas, table.gather(batch.ids), networks, self.spec)
+        if table.partner is not None and batch.ids.device.type == "cpu":
+            missing = ~torch.isin(table.partner[batch.ids], batch.ids)
+            if missing.any():
+                sample = int(batch.ids[missing][0])
+                raise ConfigError(
+                    f"sample {sample} is mixed with sample {int(table.partner[sample])}, which is not in its batch; expected "
+                    "pairs in one batch; give Loader arrange=augment.keep_pairs and an even batch_size"
+                )
+        return table.gather(batch.ids)

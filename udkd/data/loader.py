@@ -1,9 +1,11 @@
 """Loads the batches of a split, epoch after epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
@@ -24,7 +26,8 @@ class Loader:
 
     batch_size: samples per batch. shuffle: False keeps the order of the split's ids in every epoch. drop_last: leave out a
     smaller last batch. device: where batches are delivered, "auto" for a GPU if there is one. backend: a registered name, or
-    "auto". workers: decoding threads of this process, None for one per core.
+    "auto". workers: decoding threads of this process, None for one per core. arrange: reorders the ids of an epoch, given its
+    number; `Augment.keep_pairs` puts samples that are mixed into one batch.
     Raises ConfigError for an unknown backend or device, and DataError if the split lacks the files that the backend reads.
 
         with udkd.Loader(data.train, batch_size=32) as loader:
@@ -43,6 +46,7 @@ class Loader:
         drop_last: bool = False,
         backend: str = "auto",
         workers: int | None = None,
+        arrange: Callable[[NDArray[np.int64], int], NDArray[np.int64]] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected 1 or more; change it")
@@ -55,6 +59,7 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self._backend = open_backend(backend, split, self.device, workers=workers or 0)
+        self._arrange = arrange
         self._next_epoch = 0
 
     @property
@@ -70,6 +75,8 @@ class Loader:
         """The batches of epoch `number`. Iterating raises DataError, naming the sample, if one cannot be decoded."""
         ids = self.split.ids
         order = permutation(ids, self.seed, Stream.SAMPLE_ORDER, number) if self.shuffle else ids
+        if self._arrange is not None:
+            order = self._arrange(order, number)
         return self._backend.epoch(order[: self._batches * self.batch_size], self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:

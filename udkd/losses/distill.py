@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udkd.augment.mixing import MixedLabels
 from udkd.losses.settings import KlKind, LossSettings
 from udkd.utils.errors import ConfigError
 
@@ -55,7 +56,10 @@ class Terms:
 
 _TERMS = ("total", "hard", "teacher", "peer")
 
-Loss = Callable[[Sequence[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], Terms]
+Labels = Tensor | MixedLabels
+"""Class indices int64 [B], or those of mixed samples."""
+
+Loss = Callable[[Sequence[Tensor], Labels, Tensor | None, Tensor | None, Tensor], Terms]
 """`distill` with its settings bound, in any implementation. Arguments: logits, labels, teacher, weight, weights_3N."""
 
 
@@ -105,9 +109,31 @@ def evidential(logits_BC: Tensor, labels_B: Tensor, regulariser_B: Tensor | None
     return expected_B + (kl_B if regulariser_B is None else regulariser_B.to(kl_B.dtype) * kl_B)
 
 
+def cross_entropy(logits_BC: Tensor, labels: Labels, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy, []; of mixed samples the mean of both labels' cross-entropies, weighted by their shares.
+
+    Which is the cross-entropy with the mixed label distribution, as in the papers of MixUp and CutMix.
+    """
+    if not isinstance(labels, MixedLabels):
+        return F.cross_entropy(logits_BC, labels, label_smoothing=label_smoothing)
+    own_B, other_B = (
+        F.cross_entropy(logits_BC, each_B, label_smoothing=label_smoothing, reduction="none")
+        for each_B in (labels.own, labels.other)
+    )
+    share_B = labels.share.to(own_B.dtype)
+    return (share_B * own_B + (1 - share_B) * other_B).mean()
+
+
+def correct_share(predicted_B: Tensor, labels: Labels) -> Tensor:
+    """How much of each label a predicted class is, float32 [B]: 0 or 1; of mixed samples the share of the predicted label."""
+    if not isinstance(labels, MixedLabels):
+        return (predicted_B == labels).float()
+    return labels.share * (predicted_B == labels.own) + (1 - labels.share) * (predicted_B == labels.other)
+
+
 def distill(
     logits: Sequence[Tensor],
-    labels_B: Tensor,
+    labels_B: Labels,
     teacher_BC: Tensor | None,
     weight_B: Tensor | None,
     settings: LossSettings,
@@ -116,7 +142,7 @@ def distill(
     """L_i = alpha CE(z_i, y) + beta w t^2 KL(q_i || p_T) + gamma t^2 KL(q_i || sg[q_j]): batch mean, sum over students i.
 
     logits:     N tensors [B, C] of any float dtype; converted to float32 first, except float64.
-    labels_B:   int64 [B].
+    labels_B:   int64 [B], or MixedLabels of mixed samples.
     teacher_BC: float16 or float32 [B, C], the teacher's logits up to a constant per row; None if beta is 0.
     weight_B:   float32 [B], weight of each sample's teacher term, or of the evidential loss's regulariser; None means 1.
     weights_3N: [3, N], alpha, beta and gamma of each student; None for the weights in `settings`. A term whose weight in
@@ -128,9 +154,10 @@ def distill(
     hard, teacher, peer = ([zero] * len(logits) for _ in range(3))
     scale = settings.temperature**2
     if settings.alpha and settings.label_loss == "evidential":
+        assert isinstance(labels_B, Tensor), "the evidential loss has one label a sample"
         hard = [evidential(z_BC, labels_B, weight_B).mean() for z_BC in logits]
     elif settings.alpha:
-        hard = [F.cross_entropy(z_BC, labels_B, label_smoothing=settings.label_smoothing) for z_BC in logits]
+        hard = [cross_entropy(z_BC, labels_B, settings.label_smoothing) for z_BC in logits]
     if settings.beta or settings.gamma:
         soft = [torch.log_softmax(z_BC / settings.temperature, dim=-1) for z_BC in logits]
     if settings.beta:
@@ -162,7 +189,7 @@ def distill_with(settings: LossSettings) -> Loss:
     """`distill` with its settings bound."""
 
     def loss(
-        logits: Sequence[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+        logits: Sequence[Tensor], labels_B: Labels, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
     ) -> Terms:
         return distill(logits, labels_B, teacher_BC, weight_B, settings, weights_3N)
 
@@ -211,8 +238,11 @@ class DistillationLoss(nn.Module):
             alpha=alpha, beta=beta, gamma=gamma, temperature=temperature, kl=kl, label_smoothing=label_smoothing
         )
 
-    def forward(self, logits: Sequence[Tensor], labels: Tensor, targets: Targets | None = None) -> Terms:
-        """The loss of N students. logits: N tensors [B, C]. labels: int64 [B]. targets: None if beta is 0."""
+    def forward(self, logits: Sequence[Tensor], labels: Labels, targets: Targets | None = None) -> Terms:
+        """The loss of N students. logits: N tensors [B, C]. targets: None if beta is 0.
+
+        labels: int64 [B], or what `Augment.labels` returns, where views are mixed.
+        """
         if isinstance(logits, Tensor):
             raise ConfigError(f"logits are one tensor {list(logits.shape)}; expected a list, one per student; put it in a list")
         teacher_BC, weight_B = (None, None) if targets is None else (targets.logits, targets.weight)

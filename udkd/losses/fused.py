@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from udkd.losses.distill import Loss, Terms
+from udkd.losses.distill import Labels, Loss, Terms
 from udkd.losses.settings import LossSettings
 
 _ROWS = 4  # hard, teacher, peer, and their weighted sum
@@ -26,8 +26,9 @@ def fused_loss(settings: LossSettings) -> Loss:
     """`distill` with its settings bound. The backward pass only scales the gradients that the forward pass computed."""
 
     def loss(
-        logits: Sequence[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+        logits: Sequence[Tensor], labels_B: Labels, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
     ) -> Terms:
+        assert isinstance(labels_B, Tensor), "the fused loss has one label a sample"
         assert teacher_BC is not None or not settings.beta, "beta > 0 needs the teacher's logits"
         total, rows_4N = _FusedLoss.apply(settings, labels_B, teacher_BC, weight_B, weights_3N, *logits)
         return Terms(total=total, hard=rows_4N[0], teacher=rows_4N[1], peer=rows_4N[2])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from udkd.augment.mixing import MixedLabels
 from udkd.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -171,16 +172,23 @@ def sample_weight(
     kind: str,
     logits_BC: Tensor,
     uncertainty_B: Tensor | None,
-    labels_B: Tensor | None,
+    labels_B: Tensor | MixedLabels | None,
     *,
     num_members: int = 1,
 ) -> Tensor:
     """The weight of each sample's teacher term, float32 [B], in [0, 1].
 
     logits_BC: any float dtype. uncertainty_B: float32 [B], the uncertainty named by `uncertainty_of`. labels_B: int64 [B], if
-    `needs_labels`. num_members: M. Raises ConfigError for an unknown kind.
+    `needs_labels`; of mixed samples the weights for both labels are averaged by their shares. num_members: M.
+    Raises ConfigError for an unknown kind.
     """
     registered = _registered(kind)
+    if isinstance(labels_B, MixedLabels):
+        own_B = sample_weight(kind, logits_BC, uncertainty_B, labels_B.own, num_members=num_members)
+        if not registered.needs_labels:
+            return own_B
+        other_B = sample_weight(kind, logits_BC, uncertainty_B, labels_B.other, num_members=num_members)
+        return labels_B.share * own_B + (1 - labels_B.share) * other_B
     assert registered.uncertainty is None or uncertainty_B is not None, f"{kind} is computed from an uncertainty"
     assert not registered.needs_labels or labels_B is not None, f"{kind} is computed from the labels"
     empty = logits_BC.new_empty(0)

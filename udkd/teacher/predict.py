@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from udkd.augment.apply import ViewTable, apply_each
+from udkd.augment.mixing import partners
 from udkd.augment.views import ViewSpec, draw_views
 from udkd.data.batch import Backend, Batch
 from udkd.data.dataset import Split
@@ -30,18 +31,27 @@ def predict_blocks(
     spec, seed: of the views, which are rendered in the ensemble's size. unrounded: logits of all classes in float32.
     Each block is computed independently of the others, in pieces of the teacher's batch size: memory holds a few pieces.
     """
+    partner = partners(seed, view, split.ids, split.num_samples) if spec.mixes else None
     pieces = [[ids[start : start + ensemble.batch] for start in range(0, len(ids), ensemble.batch)] for ids in blocks]
-    order = np.concatenate([np.zeros(0, np.int64), *blocks])
-    batches = rebatch(backend.epoch(order, ensemble.batch), [len(piece) for block in pieces for piece in block])
+    loaded = [_with_partners(piece, partner) for block in pieces for piece in block]
+    order = np.concatenate([np.zeros(0, np.int64), *loaded])
+    batches = zip(loaded, rebatch(backend.epoch(order, ensemble.batch), [len(ids) for ids in loaded]), strict=False)
     predict = ensemble.predictions if unrounded else ensemble.targets
     for block in pieces:
         targets = [ensemble.empty_targets(unrounded=unrounded)]
-        for ids, batch in zip(block, batches, strict=False):
+        for piece, (ids, batch) in zip(block, batches, strict=False):
             assert np.array_equal(batch.ids.cpu().numpy(), ids), "the backend changed the order"
-            table = ViewTable.of(draw_views(spec, seed, view, ids, split.sizes[ids]), batch.canvas.device)
-            (x_BCHW,) = apply_each(batch.canvas, table, [ensemble.input], jitter=spec.jitters)
-            targets.append(predict(x_BCHW, batch.ids, view).to("cpu"))
+            views = draw_views(spec, seed, view, ids, split.sizes[ids], None if partner is None else partner[ids])
+            table = ViewTable.of(views, batch.canvas.device)
+            table = table if partner is None else table.paired(batch.ids)
+            (x_BCHW,) = apply_each(batch.canvas, table, [ensemble.input], spec)
+            targets.append(predict(x_BCHW[: len(piece)], batch.ids[: len(piece)], view).to("cpu"))
         yield concat_targets(targets)
+
+
+def _with_partners(ids: NDArray[np.int64], partner: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """Some ids, and after them those that they are mixed with and that are not among them."""
+    return ids if partner is None else np.concatenate([ids, np.setdiff1d(partner[ids], ids)])
 
 
 def rebatch(batches: Iterator[Batch], sizes: Sequence[int]) -> Iterator[Batch]:

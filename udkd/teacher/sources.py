@@ -1,7 +1,7 @@
 """Sources of a batch's teacher logits and weights: the cache, a live teacher, or none."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from udkd.augment import apply as augment
+from udkd.augment.mixing import MixedLabels
 from udkd.augment.preprocessing import NetworkInput
 from udkd.augment.view_table import EpochViews
 from udkd.config.recipe import Recipe
@@ -43,7 +44,7 @@ class NoTargets:
     def load(self, view: int) -> None:
         """Nothing to load."""
 
-    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: Tensor | MixedLabels | None = None) -> TeacherTargets:
         return TeacherTargets(logits=None, weight=None)
 
 
@@ -63,7 +64,7 @@ class EvidentialRampUp:
             self._weight.fill_(min(1.0, view / REGULARISER_EPOCHS))
             self._view = view
 
-    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: Tensor | MixedLabels | None = None) -> TeacherTargets:
         self.load(view)
         return TeacherTargets(logits=None, weight=self._weight.repeat(len(batch.labels)))
 
@@ -72,7 +73,7 @@ class EvidentialRampUp:
 class CachedTargets:
     """Targets gathered from a cache. A cache of evaluation views has only view 0, which serves every view of the students.
 
-    labels_N: class indices of all ids, on the CPU, for weights that depend on them. features: whether the teacher's pooled
+    labels_of: the labels of all ids in a view, on the CPU, for weights that depend on them. features: whether the teacher's pooled
     features are part of the targets. ids: the ids that will be looked up; each view is checked for them when it is loaded.
     in_memory: see Cache.lookup_table.
     """
@@ -82,7 +83,7 @@ class CachedTargets:
         cache: Cache,
         device: torch.device,
         weighting: SampleWeighting | None = None,
-        labels_N: Tensor | None = None,
+        labels_of: Callable[[int], Tensor | MixedLabels] | None = None,
         *,
         features: bool = False,
         ids: NDArray[np.int64] | None = None,
@@ -96,11 +97,11 @@ class CachedTargets:
             cache.lookup_table,
             device=device,
             weighting=weighting,
-            labels_N=labels_N,
             features=features,
             ids=ids,
             in_memory=in_memory,
         )
+        self._labels_of = labels_of
         self._view: int | None = None
         self._table: TargetTable | None = None
         self._mapped: dict[int, TargetTable] = {}  # by view: each remembers which of its blocks were verified
@@ -111,12 +112,15 @@ class CachedTargets:
         if view == self._view:
             return
         if isinstance(self._table, DeviceTable):
-            self._open(view, into=self._table)
+            self._open(view, labels_N=self._labels(view), into=self._table)
         else:
-            self._table = self._mapped[view] = self._mapped.get(view) or self._open(view)
+            self._table = self._mapped[view] = self._mapped.get(view) or self._open(view, labels_N=self._labels(view))
         self._view = view
 
-    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+    def _labels(self, view: int) -> Tensor | MixedLabels | None:
+        return None if self._labels_of is None else self._labels_of(view)
+
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: Tensor | MixedLabels | None = None) -> TeacherTargets:
         self.load(view)
         assert self._table is not None
         logits_BC, weight_B = self._table.lookup(batch.ids)
@@ -173,7 +177,7 @@ class LiveTargets:
         """Nothing to load."""
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: Tensor | MixedLabels | None = None) -> TeacherTargets:
         for blocks in self._maps.values():
             blocks.clear()
         if self._evaluation_views is not None:
@@ -184,7 +188,13 @@ class LiveTargets:
         weight_B = None
         if self._kind != "constant":
             uncertainty_B = packed.uncertainties.get(uncertainty_of(self._kind) or "")
-            weight_B = sample_weight(self._kind, logits_BC, uncertainty_B, batch.labels, num_members=self._teachers.num_members)
+            weight_B = sample_weight(
+                self._kind,
+                logits_BC,
+                uncertainty_B,
+                batch.labels if labels is None else labels,
+                num_members=self._teachers.num_members,
+            )
         # The network runs on blocks of one shape, in order, the last one padded.
         maps = {name: torch.cat(blocks)[: len(batch.ids)] for name, blocks in self._maps.items()}
         return TeacherTargets(logits=logits_BC, weight=weight_B, features=packed.features, maps=maps)
@@ -274,12 +284,12 @@ def _cached(
     opened.require_uncertainty(weighting.kind)
     if recipe.pools_features:
         opened.require_features()
-    labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(weighting.kind) else None
+    of_views = EpochViews(recipe.teacher_spec, recipe.views.seed, split, torch.device("cpu"))
     source = CachedTargets(
         opened,
         device,
         weighting,
-        labels_N,
+        of_views.labels if needs_labels(weighting.kind) else None,
         features=recipe.pools_features,
         ids=split.ids,
         in_memory=recipe.train.input == "resident",

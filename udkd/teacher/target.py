@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from udkd.augment.mixing import MixedLabels
 from udkd.data.batch import Batch
 
 
@@ -43,5 +44,8 @@ class TargetSource(Protocol):
     def load(self, view: int) -> None:
         """Load a view's targets, in place of the previous view's: a CUDA graph reads the same memory for all views."""
 
-    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
-        """Targets for a batch in training view `view`, which is loaded if need be; a live teacher sees it as `x_BCHW`."""
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: Tensor | MixedLabels | None = None) -> TeacherTargets:
+        """Targets for a batch in training view `view`, which is loaded if need be; a live teacher sees it as `x_BCHW`.
+
+        labels: of the views, where samples are mixed; None for the batch's.
+        """

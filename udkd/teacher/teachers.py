@@ -6,7 +6,7 @@ from typing import Literal, final
 
 import torch
 
-from udkd.augment.view_table import Augment
+from udkd.augment.view_table import Augment, EpochViews
 from udkd.data.batch import Batch
 from udkd.data.header import read_header
 from udkd.data.loader import Loader
@@ -55,9 +55,15 @@ class CachedTeacher:
             warnings.warn(cache.unchecked, stacklevel=2)
         cache.require_rows(split.num_samples, split.ids, cache.num_classes)
         cache.require_uncertainty(sample_weight)
-        labels_N = torch.from_numpy(split.labels.astype("int64")) if needs_labels(sample_weight) else None
+        views = EpochViews(augment.spec, augment.seed, split, torch.device("cpu"))
         self._num_views = len(cache.views) if cache.key.policy == "views" else None
-        self._targets = CachedTargets(cache, loader.device, SampleWeighting(kind=sample_weight), labels_N, ids=split.ids)
+        self._targets = CachedTargets(
+            cache,
+            loader.device,
+            SampleWeighting(kind=sample_weight),
+            views.labels if needs_labels(sample_weight) else None,
+            ids=split.ids,
+        )
 
     @property
     def num_views(self) -> int | None:
@@ -127,4 +133,4 @@ class LiveTeacher:
     def __call__(self, batch: Batch, epoch: int) -> TeacherTargets:
         """Targets for the views that the augmentation makes of `batch` in `epoch`; without gradient."""
         (x_BCHW,) = self._augment.each(batch, epoch, [self._targets.input])
-        return self._targets(batch, x_BCHW, epoch)
+        return self._targets(batch, x_BCHW, epoch, self._augment.labels(batch, epoch))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from udkd.config.recipe import Recipe
-from udkd.losses.distill import Terms
+from udkd.losses.distill import Labels, Terms, correct_share
 from udkd.losses.settings import LossSettings
 
 ROWS = ("hard", "teacher", "peer", "top1")
@@ -58,7 +58,7 @@ class TrainMetrics:
         self,
         step: Tensor,
         logits: Sequence[Tensor],
-        labels_B: Tensor,
+        labels: Labels,
         terms: Terms,
         weights_4N: Tensor,
         sample_weight_B: Tensor | None,
@@ -69,8 +69,8 @@ class TrainMetrics:
         weights_4N: this step's loss weights. sample_weight_B: float32 [B], None for 1. student_indices: int64, the students'
         indices in the recipe where not all of them train.
         """
-        size = len(labels_B)
-        correct_N = torch.stack([(z_BC.argmax(-1) == labels_B).sum() for z_BC in logits]) / size
+        size = len(logits[0])
+        correct_N = torch.stack([correct_share(z_BC.argmax(-1), labels).sum() for z_BC in logits]) / size
         rows = [terms.hard, terms.teacher, terms.peer, correct_N]
         if len(self.rows) > len(ROWS):
             method_N = torch.zeros_like(correct_N) if terms.method is None else terms.method

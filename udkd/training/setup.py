@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from udkd.augment.mixing import pairs_together
 from udkd.augment.view_table import EpochViews
 from udkd.augment.views import ViewSpec
 from udkd.config.recipe import Recipe
@@ -33,6 +36,7 @@ from udkd.training.schedule import EpochSchedule
 from udkd.training.student import make_students
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import SILENT, Observer
+from udkd.utils.rng import Stream, permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +123,13 @@ class TrainSetup:
             until=train.progressive_until,
         )
         return replace(spec, size_px=size_px)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """The ids of an epoch, int64, in full batches: shuffled, with samples that are mixed side by side."""
+        ids = permutation(self.split.ids, self.recipe.train.seed, Stream.SAMPLE_ORDER, epoch)
+        if self.recipe.views.spec.mixes:
+            ids = pairs_together(ids, self._views.partner(self.view_of(epoch)))
+        return ids[: self.steps_per_epoch * self.recipe.train.batch_size]
 
     def active_students(self, epoch: int) -> list[int]:
         """Indices of the students that train in an epoch: those whose start_epoch has come."""

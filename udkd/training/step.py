@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable
+from udkd.augment.mixing import MixedLabels
 from udkd.data.batch import Batch
-from udkd.losses.distill import Loss, Terms
+from udkd.losses.distill import Labels, Loss, Terms
 from udkd.models.features import FeatureExtractor
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.training.loss_scale import LossScale
@@ -19,7 +20,7 @@ from udkd.training.student import Student
 from udkd.utils.autocast import autocast
 
 ForwardLoss = Callable[
-    [list[Tensor], Tensor, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], list[list[Tensor]], Terms]
+    [list[Tensor], Labels, Tensor | None, Tensor | None, Tensor], tuple[list[Tensor], list[list[Tensor]], Terms]
 ]
 """(inputs, labels, teacher logits, sample weights, weights_3N) to N logits [B, C], N lists of feature maps, and the terms."""
 
@@ -55,24 +56,25 @@ class TrainStep:
         now = schedule.at(step, self.student_indices)
         for student, lr, dropout_key in zip(self.students, now.lr_N, now.dropout_key_N, strict=True):
             student.set_step_inputs(lr, dropout_key)
-        inputs = self.augment(batch.canvas, schedule.views.gather(batch.ids))
-        target = self.teacher(batch, inputs[self.teacher_input], schedule.view)
+        views = schedule.views.gather(batch.ids)
+        inputs, labels = self.augment(batch.canvas, views), views.labels(batch.labels)
+        target = self.teacher(batch, inputs[self.teacher_input], schedule.view, labels)
 
         if self.parts == 1:
-            logits, terms = self._backward(batch, target, inputs, now)
+            logits, terms = self._backward(batch, labels, target, inputs, now)
         else:
-            logits, terms = self._backward_in_parts(batch, target, inputs, now)
+            logits, terms = self._backward_in_parts(batch, labels, target, inputs, now)
 
         found_inf = [student.optimizer_step(now.ema_rate, self.loss_scale) for student in self.students]
         if self.loss_scale is not None:
             self.loss_scale.update([found for found in found_inf if found is not None])
-        metrics.add(step, logits, batch.labels, terms, now.loss_weights_4N, target.weight, self.student_indices)
+        metrics.add(step, logits, labels, terms, now.loss_weights_4N, target.weight, self.student_indices)
 
     def _backward(
-        self, batch: Batch, target: TeacherTargets, inputs: list[Tensor], now: StepValues
+        self, batch: Batch, labels: Labels, target: TeacherTargets, inputs: list[Tensor], now: StepValues
     ) -> tuple[list[Tensor], Terms]:
         """The forward and backward pass of a batch or one of its parts: N logits and the terms."""
-        logits, maps, terms = self.forward_loss(inputs, batch.labels, target.logits, target.weight, now.term_weights_3N)
+        logits, maps, terms = self.forward_loss(inputs, labels, target.logits, target.weight, now.term_weights_3N)
         if self.method is not None:
             terms = terms.plus(self.method(batch, target, logits, maps, now.dropout_key_N.unbind()), now.method_weight_N)
         loss = terms.total if self.parts == 1 else terms.total / self.parts
@@ -82,7 +84,7 @@ class TrainStep:
         return logits, terms
 
     def _backward_in_parts(
-        self, batch: Batch, target: TeacherTargets, inputs: list[Tensor], now: StepValues
+        self, batch: Batch, labels: Labels, target: TeacherTargets, inputs: list[Tensor], now: StepValues
     ) -> tuple[list[Tensor], Terms]:
         """The same for equal parts in turn: gradients add up, the terms are means over the complete batch."""
         size = len(batch.labels) // self.parts
@@ -93,7 +95,10 @@ class TrainStep:
             for student in self.students:
                 student.set_part(part)
             inputs_of_part = [x_BCHW[chosen] for x_BCHW in inputs]
-            logits_of_part, terms_of_part = self._backward(batch.rows(chosen), target.rows(chosen), inputs_of_part, now)
+            labels_of_part = labels.rows(chosen) if isinstance(labels, MixedLabels) else labels[chosen]
+            logits_of_part, terms_of_part = self._backward(
+                batch.rows(chosen), labels_of_part, target.rows(chosen), inputs_of_part, now
+            )
             logits.append([z_BC.detach() for z_BC in logits_of_part])
             terms.append(terms_of_part.detached())
         return [torch.cat(parts) for parts in zip(*logits, strict=True)], Terms.mean(terms)
@@ -113,7 +118,7 @@ def make_forward_loss(
     """
 
     def forward_loss(
-        inputs: list[Tensor], labels_B: Tensor, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+        inputs: list[Tensor], labels_B: Labels, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
     ) -> tuple[list[Tensor], list[list[Tensor]], Terms]:
         with autocast(device_type, precision):
             outputs = [network(inputs[index]) for network, index in zip(networks, input_indices, strict=True)]

@@ -34,7 +34,6 @@ from udkd.training.student_files import write_student
 from udkd.utils.environment import cudnn_benchmark, set_threads
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.progress import duration
-from udkd.utils.rng import Stream, permutation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +152,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, done_steps: int) -> bool:
         """Train the rest of an epoch, then evaluate; True where the run was stopped on the way."""
         observer, batch_size = self.job.observer, self.recipe.train.batch_size
-        epoch_ids = permutation(self.setup.split.ids, self.recipe.train.seed, Stream.SAMPLE_ORDER, epoch)
-        order = epoch_ids[: self.steps_per_epoch * batch_size]
+        order = self.setup.order(epoch)
         schedule, active = self.setup.schedule(epoch, self.stats), self.setup.active_students(epoch)
         observer.start(f"epoch {epoch + 1}/{self.recipe.train.epochs}", len(order), "images")
         observer.advance(done_steps * batch_size)

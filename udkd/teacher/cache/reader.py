@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from udkd.augment.mixing import MixedLabels
 from udkd.losses.sample_weight import SampleWeighting, uncertainty_of
 from udkd.teacher.cache.key import CacheKey, Differing, Remedy, key_differences
 from udkd.teacher.cache.view_count import MAX_VIEWS, VIEW_COUNT_FILE, read_view_count
@@ -174,7 +175,7 @@ class Cache:
         view: int,
         device: torch.device,
         weighting: SampleWeighting | None = None,
-        labels_N: Tensor | None = None,
+        labels_N: Tensor | MixedLabels | None = None,
         *,
         features: bool = False,
         ids: NDArray[np.int64] | None = None,
@@ -184,7 +185,8 @@ class Cache:
         """One view's targets for training, weighted by entropy unless `weighting` is given.
 
         On the CPU they are memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them.
+        a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them, or those of
+        the view's mixed samples.
         features: include the teacher's. ids: the ids that will be looked up. in_memory: a verified copy on any device,
         whether it fits or not. into: a table of another view, which this view overwrites.
         CacheError: a damaged block, or targets, uncertainties or features that are not stored.

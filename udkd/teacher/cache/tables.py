@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udkd.augment.mixing import MixedLabels
 from udkd.losses.sample_weight import SampleWeighting, sample_weight, uncertainty_of
 from udkd.losses.storage import dense_logits, rest_logit, scatter_logits
 from udkd.teacher.cache.view_file import ViewFile
@@ -38,13 +39,13 @@ def open_table(
     file: ViewFile,
     device: torch.device,
     weighting: SampleWeighting,
-    labels_N: Tensor | None,
+    labels_N: Tensor | MixedLabels | None,
     *,
     features: bool = False,
     in_memory: bool = False,
     into: "DeviceTable | None" = None,
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], for weights that need them. features: include the teacher's.
+    """The fastest table that fits. labels_N: int64 [N], or of mixed samples, for weights that need them. features: include the teacher's.
 
     in_memory: a DeviceTable on any device, whether it fits or not. into: another view's table, to be overwritten.
     """
@@ -79,7 +80,9 @@ class MappedTable:
     rebuild. For caches larger than a GPU's memory: ids are copied to the host and rows to the device.
     """
 
-    def __init__(self, file: ViewFile, device: torch.device, weighting: SampleWeighting, labels_N: Tensor | None) -> None:
+    def __init__(
+        self, file: ViewFile, device: torch.device, weighting: SampleWeighting, labels_N: Tensor | MixedLabels | None
+    ) -> None:
         self._file = file
         self._device = device
         self._weighting = weighting
@@ -127,9 +130,14 @@ class MappedTable:
         if logits_BC is None:
             logits_BC = self.logits(rows_B)
         uncertainty_B = None if self._uncertainty is None else self._gathered(self._uncertainty, rows_B)
-        labels_B = None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
+        labels_B = self._labels(rows_B)
         members = self._file.header.key.num_members
         return sample_weight(self._weighting.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
+
+    def _labels(self, rows_B: Tensor) -> Tensor | MixedLabels | None:
+        if isinstance(self._labels_N, MixedLabels):
+            return MixedLabels(*(values_N[rows_B].to(self._device) for values_N in self._labels_N))
+        return None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
 
     def all_weights(self) -> Tensor:
         """Weight [N] of every id as `lookup` gives it, on the table's device; NaN for excluded ids."""
