@@ -194,7 +194,7 @@ class TableTargets:
     def load(self, view: int) -> None:
         """Nothing to load."""
 
-    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int) -> TeacherTargets:
+    def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: object = None) -> TeacherTargets:
         logits_BC, weight_B = self._table.lookup(batch.ids)
         return TeacherTargets(logits=logits_BC, weight=weight_B)
 

@@ -179,7 +179,7 @@ def test_cached_equals_live_for_every_kind(
     batches = list(backend.epoch(np.random.default_rng(1).permutation(split.ids)[:26], 13))
     for name in kinds:
         weighting = SampleWeighting(kind=name)  # type: ignore[arg-type]
-        cached, live = CachedTargets(cache, CPU, weighting, labels), LiveTargets(ensemble, eval_views, weighting)
+        cached, live = CachedTargets(cache, CPU, weighting, lambda view: labels), LiveTargets(ensemble, eval_views, weighting)
         weights = []
         for batch in batches:
             x = apply(batch.canvas, seen.table(view).gather(batch.ids), rules.views.spec)

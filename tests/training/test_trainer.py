@@ -54,11 +54,23 @@ def traced(job: TrainJob) -> tuple[Trace, Trainer]:
     return trace, trainer
 
 
-@pytest.mark.parametrize(("views", "epochs"), [('"eval"', 2), ("2", 3)])
+STRONG = ("views.policy='rand_augment'", "views.erase_prob=0.5", "views.erase_fill='noise'", "views.cutmix=1.0")
+PLAIN_JITTER = tuple(f"views.{name}=0.0" for name in ("brightness", "contrast", "saturation"))
+
+
+@pytest.mark.parametrize(
+    ("views", "epochs", "more"),
+    [
+        ('"eval"', 2, ()),
+        ("2", 3, ()),
+        ("5", 5, (*PLAIN_JITTER, *STRONG)),  # 60 steps, new views in each
+        ("2", 3, (*STRONG, "views.jitter='uint8'", "views.mixup=0.8", "loss.sample_weight='correctness'")),
+    ],
+)
 def test_cached_equals_live_bit_for_bit(
-    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str, epochs: int
+    tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, views: str, epochs: int, more: tuple[str, ...]
 ) -> None:
-    settings = [f"teacher.views={views}", f"train.epochs={epochs}"]
+    settings = [f"teacher.views={views}", f"train.epochs={epochs}", *more]
     cached, live = small_recipe(*settings), small_recipe(*settings, 'teacher.source="live"')
     folder = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=cached, device=CPU).cache.folder
     options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}

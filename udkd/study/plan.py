@@ -7,7 +7,7 @@ run share it.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from udkd.config.loading import load_recipe
@@ -53,7 +53,7 @@ class Trial:
     def cache_name(self, dataset_digest: str, teacher_sha256: str) -> str:
         """The name of its cache folder: a digest of what determines its targets, except the number of views."""
         recipe, is_eval = self.recipe, self.recipe.teacher.views == "eval"
-        spec, seed = asdict(recipe.teacher_spec), None if is_eval else recipe.views.seed
+        spec, seed = recipe.teacher_spec.key_values, None if is_eval else recipe.views.seed
         settings = original({"teacher": recipe.teacher.model_dump(mode="json", exclude={"source", "views"})})["teacher"]
         values = [is_eval, spec, seed, settings, recipe.data.backend, dataset_digest, teacher_sha256]
         values += ["features"] if recipe.pools_features else []
