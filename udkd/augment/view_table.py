@@ -72,7 +72,8 @@ class EpochViews:
         if not self.spec.mixes:
             return labels_N
         table = self.table(view)
-        assert table.partner is not None and table.share is not None, "views that mix samples"
+        if table.partner is None or table.share is None:  # as spec.mixes says; for the type checker
+            raise AssertionError("views that mix samples")
         return MixedLabels(own=labels_N, other=labels_N[table.partner], share=table.share)
 
     def partner(self, view: int) -> NDArray[np.int64]:

@@ -73,9 +73,9 @@ class EvidentialRampUp:
 class CachedTargets:
     """Targets gathered from a cache. A cache of evaluation views has only view 0, which serves every view of the students.
 
-    labels_of: the labels of all ids in a view, on the CPU, for weights that depend on them. features: whether the teacher's pooled
-    features are part of the targets. ids: the ids that will be looked up; each view is checked for them when it is loaded.
-    in_memory: see Cache.lookup_table.
+    labels_of: the labels of all ids in a view, on the CPU, for weights that depend on them.
+    features: whether the teacher's pooled features are part of the targets. ids: the ids that will be looked up; each view is
+    checked for them when it is loaded. in_memory: see Cache.lookup_table.
     """
 
     def __init__(

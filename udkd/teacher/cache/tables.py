@@ -45,8 +45,9 @@ def open_table(
     in_memory: bool = False,
     into: "DeviceTable | None" = None,
 ) -> TargetTable:
-    """The fastest table that fits. labels_N: int64 [N], or of mixed samples, for weights that need them. features: include the teacher's.
+    """The fastest table that fits. features: include the teacher's.
 
+    labels_N: int64 [N], or those of the view's mixed samples, for weights that need them.
     in_memory: a DeviceTable on any device, whether it fits or not. into: another view's table, to be overwritten.
     """
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
