@@ -15,7 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from tests.utils.slow_hash import slow_key, slow_uniform
+from tests.augment.distributions import ks_distance
+from tests.utils.slow_hash import SlowStream
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw_views
 from udkd.utils import portable
 from udkd.utils.errors import ConfigError
@@ -42,16 +43,6 @@ def as_stored(sizes: list[tuple[int, int]], side: int = 0) -> np.ndarray:
 
 def drawn(spec: ViewSpec, sizes: list[tuple[int, int]], seed: int = 0, view: int = 0, side: int = 0) -> Views:
     return draw_views(spec, seed, view, np.arange(len(sizes)), as_stored(sizes, side))
-
-
-class SlowStream:
-    """A sample's numbers, one at a time."""
-
-    def __init__(self, seed: int, view: int, sample: int) -> None:
-        self.key = slow_key(seed, view, sample)
-
-    def __getitem__(self, index: int) -> float:
-        return slow_uniform(self.key, index)
 
 
 def slow_random_resized(spec: ViewSpec, u: SlowStream, height: int, width: int) -> tuple[int, int, int, int]:
@@ -214,13 +205,6 @@ def test_every_window_is_inside(height: int, width: int, side: int, name: str, s
         centres = (2 * np.arange(spec.size_px) + 1) * length[:, None] + 2 * spec.size_px * start[:, None]
         assert (centres >= 2 * spec.size_px * low[:, None]).all()
         assert (centres <= 2 * spec.size_px * high[:, None]).all()
-
-
-def ks_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's: the largest gap between two empirical distribution functions."""
-    places = np.concatenate([one, other])
-    gaps = [np.searchsorted(np.sort(values), places, side="right") / len(values) for values in (one, other)]
-    return float(np.abs(gaps[0] - gaps[1]).max())
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(375, 500, 4_000), (64, 64, 1_500), (40, 700, 1_500)])

@@ -52,6 +52,7 @@ def pairs_together(order: NDArray[np.int64], partner: NDArray[np.int64]) -> NDAr
     """The ids of an epoch's order, int64 [n], with each pair side by side, at the place of the first of the two.
 
     An id that is its own partner comes last. Batches of an even size then hold pairs only.
+    order must hold the partner of each of its ids.
     """
     place = np.empty(len(partner), np.int64)
     place[order] = np.arange(len(order))
@@ -83,7 +84,7 @@ def draw_mixing(
 
 
 def _box(keys: U64, own: F64, size_px: int) -> NDArray[np.int64]:
-    """CutMix's boxes in pixels, [N, 4], as timm's rand_bbox: any centre, cut off at the border."""
+    """CutMix's boxes in pixels, int64 [N, 4], as torchvision's CutMix draws them: any centre, cut off at the border."""
     half = (size_px * np.sqrt(1 - own)).astype(np.int64)[:, None] // 2
     centre = (np.stack([uniform(keys, _DOWN), uniform(keys, _ACROSS)], axis=1) * size_px).astype(np.int64)
     return np.concatenate([np.maximum(centre - half, 0), np.minimum(centre + half, size_px)], axis=1)
@@ -96,9 +97,9 @@ def _beta(keys: U64, alpha: float) -> F64:
     for attempt in range(_TRIES):
         tried = keys[waiting]
         # 1 - u is above 0, which has no logarithm.
-        x, y = (np.maximum(log(1 - uniform(tried, _BETA + 2 * attempt + k)) / alpha, -600.0) for k in range(2))  # logarithms
-        fits = wide_exp(x) + wide_exp(y) <= 1
-        drawn[waiting[fits]] = 1 / (1 + wide_exp((y - x)[fits]))
+        x, y = (log(1 - uniform(tried, _BETA + 2 * attempt + k)) / alpha for k in range(2))  # logarithms
+        fits = wide_exp(np.maximum(x, -600)) + wide_exp(np.maximum(y, -600)) <= 1
+        drawn[waiting[fits]] = 1 / (1 + wide_exp(np.clip(y - x, -600, 600)[fits]))
         waiting = waiting[~fits]
         if not len(waiting):
             break
