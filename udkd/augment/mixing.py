@@ -77,7 +77,7 @@ def draw_mixing(
         own[rows] = _beta(keys[rows], alpha)
     one = 1 << BLEND_BITS
     blend = np.where(blends, np.rint(own * one), one).astype(np.int32)
-    box = _box(keys, np.where(cuts, own, 1.0), size_px)
+    box = np.where(cuts[:, None], _box(keys, own, size_px), 0)
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     share = np.where(cuts, 1 - area / (size_px * size_px), blend / one)
     return {"blend": blend, "mix_box": box_fractions(box, size_px), "share": share.astype(np.float32)}

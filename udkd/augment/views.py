@@ -288,9 +288,9 @@ class Views:
 
     None where the spec has nothing of the kind:
     op, magnitude: int8 [N, R] and int32 [N, R, 2], the operations, see udkd.augment.policies.
-    erase_box: int32 [N, 4], top, left, bottom, right in 1/65536 of the side; all 0 for none. noise_key: int64 [N].
+    erase_box: int32 [N, 4], top, left, bottom, right in 1/65536 of the side; no area for none. noise_key: int64 [N].
     partner: int64 [N], the id that each sample is mixed with. blend: int32 [N], MixUp's share of the sample itself in 1/4096.
-    mix_box: int32 [N, 4], the box that comes from the partner. share: float32 [N], the share of the sample's own label.
+    mix_box: int32 [N, 4], as erase_box: what comes from the partner. share: float32 [N], the share of the sample's own label.
     """
 
     window: NDArray[np.int64]
