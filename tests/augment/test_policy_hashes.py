@@ -1,4 +1,4 @@
-"""Every policy's views are the same bits however they are computed: 120 (sample, view) pairs each, 10,000 in test-long."""
+"""Every policy's views are the same bits however they are computed: 80 (sample, view) pairs each, 10,000 in test-long."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_orders_batches_and_threads_change_no_bit(name: str) -> None:
     assert name == "none" or digest_of_all(want) != digest_of_all(in_id_order("none"))
     before = torch.get_num_threads()
     try:
-        for batch, threads in ((20 if LONG else 2, 1), (46, 2), (SAMPLES, 1)):
+        for batch, threads in ((20 if LONG else 6, 1), (34, 2), (SAMPLES, 1)):
             torch.set_num_threads(threads)
             assert in_another_order(name, batch) == want, f"batch {batch}, {threads} threads"
     finally:
@@ -84,7 +84,7 @@ def test_orders_batches_and_threads_change_no_bit(name: str) -> None:
 def test_operations_on_all_samples_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU and in a compiled graph every operation runs on all samples: here on a CPU."""
     monkeypatch.setattr(operations, "_grouped_row", operations._dense_row)
-    assert in_another_order(name, 60) == in_id_order(name)
+    assert in_another_order(name, 40) == in_id_order(name)
 
 
 SWITCHES: dict[str, Callable[[], object]] = {
@@ -114,11 +114,11 @@ def restored_settings() -> Iterator[None]:
 @pytest.mark.usefixtures("restored_settings")
 @pytest.mark.parametrize("name", POLICIES)
 def test_process_settings_change_no_bit(name: str) -> None:
-    """One after the other, each beside those before it; each alone in the long variant."""
+    """Each beside those before it."""
     want = in_id_order(name)
     for switch, turn_on in SWITCHES.items():
-        turn_on()
         if LONG or switch in ("medium", "default float64", "autocast"):
+            turn_on()
             assert in_another_order(name, 64) == want, switch
 
 

@@ -100,7 +100,7 @@ POLICIES: dict[str, ViewSpec] = {
 """Every policy, every operation, every filling and both ways of mixing."""
 
 GOLDEN = Path(__file__).parent / "policy_hashes.json"
-GOLDEN_SAMPLES, GOLDEN_VIEWS = 60, 2
+GOLDEN_SAMPLES, GOLDEN_VIEWS = 40, 2
 
 
 def drawn(spec: ViewSpec, view: int, ids: np.ndarray, samples: int) -> Views:
