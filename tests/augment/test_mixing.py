@@ -15,6 +15,7 @@ from tests.augment.test_erasing import in_pixels
 from udkd.augment import mixing
 from udkd.augment.mixing import BLEND_BITS, draw_mixing, pairs_together, partners
 from udkd.augment.views import ViewSpec, draw_views
+from udkd.utils.errors import ConfigError
 from udkd.utils.rng import Stream, key, permutation
 
 ALPHAS = [0.1, 0.2, 0.8, 1.0, 2.0]
@@ -80,6 +81,13 @@ def test_pairs_together(ids: list[int], seed: int, half: int) -> None:
     place = {int(n): k for k, n in enumerate(order)}
     assert [place[n] for n in firsts] == sorted(place[n] for n in firsts)
     assert all(place[n] < place[int(partner[n])] for n in firsts)
+
+
+def test_half_a_pair_is_refused() -> None:
+    ids = np.arange(10)
+    partner = partners(0, 0, ids, 10)
+    with pytest.raises(ConfigError, match=f"sample 3, which is mixed with sample {partner[3]}, and not the latter; expected"):
+        pairs_together(ids[ids != partner[3]], partner)
 
 
 def test_pairs_together_of_many() -> None:

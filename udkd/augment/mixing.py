@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udkd.augment.erasing import box_fractions
+from udkd.utils.errors import ConfigError
 from udkd.utils.portable import log, wide_exp
 from udkd.utils.rng import F64, U64, Stream, permutation, uniform
 
@@ -51,12 +52,18 @@ def partners(seed: int, view: int, ids: NDArray[np.int64], num_samples: int) -> 
 def pairs_together(order: NDArray[np.int64], partner: NDArray[np.int64]) -> NDArray[np.int64]:
     """The ids of an epoch's order, int64 [n], with each pair side by side, at the place of the first of the two.
 
-    An id that is its own partner comes last. Batches of an even size then hold pairs only.
-    order must hold the partner of each of its ids.
+    An id that is its own partner comes last. Batches of an even size then hold pairs only. Raises ConfigError for an order
+    that has only one of a pair.
     """
-    place = np.empty(len(partner), np.int64)
+    place = np.full(len(partner), -1)
     place[order] = np.arange(len(order))
     own, other = place[order], place[partner[order]]
+    if (other < 0).any():
+        sample = int(order[other < 0][0])
+        raise ConfigError(
+            f"the order has sample {sample}, which is mixed with sample {int(partner[sample])}, and not the latter; expected "
+            "both of each pair; leave no sample out"
+        )
     alone = own == other
     return order[np.lexsort((own, np.minimum(own, other), alone))]
 
