@@ -309,7 +309,8 @@ def _level(settings: PolicySettings, keys: U64, counter: int) -> F64:
         for k in range(12):
             total = total + uniform(keys, counter + _SPREAD + k)
         level = level + settings.policy_spread * (total - 6)
-    return np.clip(level, 0, top) / top
+    clipped: F64 = np.clip(level, 0, top)
+    return clipped / top
 
 
 _TORCHVISION_BINS = 31
