@@ -19,8 +19,8 @@ from udkd.utils.portable import cos_sin, exp, log, wide_exp
 
 EXACT = """
     arange argsort array asarray atleast_1d broadcast_to ceil clip concatenate copysign diff empty empty_like errstate
-    flatnonzero floor frexp full full_like ldexp lexsort maximum minimum ones ones_like rint sort sqrt stack take_along_axis
-    trunc where zeros zeros_like integer generic bool_ int8 int32 int64 uint64 float32 float64
+    flatnonzero floor frexp full full_like ldexp lexsort maximum minimum ones ones_like rint searchsorted sort sqrt
+    stack take_along_axis trunc where zeros zeros_like integer generic bool_ int8 int32 int64 uint64 float32 float64
 """
 """NumPy's functions that round correctly (IEEE 754), only move or compare values, or are exact; and its types."""
 MODULES = (

@@ -249,7 +249,7 @@ _JITTERS = (Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE)
 
 def _row(op: Op | NDArray[np.int8], applied: NDArray[np.bool_], magnitude: NDArray[np.int32]) -> _Row:
     """A row with an operation where it is applied, IDENTITY elsewhere."""
-    return np.where(applied, op, Op.IDENTITY).astype(np.int8), np.where(applied[:, None], magnitude, 0).astype(np.int32)
+    return np.asarray(op, np.int8) * applied, magnitude * applied[:, None]  # IDENTITY is 0
 
 
 def _jitter_rows(settings: PolicySettings, keys: U64) -> list[_Row]:
@@ -274,16 +274,19 @@ def _jitter_rows(settings: PolicySettings, keys: U64) -> list[_Row]:
 def _chosen(settings: PolicySettings, keys: U64, counter: int) -> _Row:
     """A row of RandAugment, TrivialAugmentWide or 3-Augment: one of the policy's operations, all as probable."""
     choices = _choices(settings)
-    chosen = np.minimum((uniform(keys, counter + _CHOICE) * len(choices)).astype(np.int64), len(choices) - 1)
+    chosen = np.minimum((uniform(keys, counter + _CHOICE) * len(choices)).astype(np.int8), len(choices) - 1)
     level = _level(settings, keys, counter)
     sign = np.where(uniform(keys, counter + _SIGN) < 0.5, 1.0, -1.0)
     applied = uniform(keys, counter + _APPLY) < (0.5 if settings.policy == "timm_rand_augment" else 1.0)
     op = np.array([choice.op for choice in choices], np.int8)[chosen]
-    magnitude = np.zeros((len(keys), 2), np.int32)
-    for index, choice in enumerate(choices):
-        rows = chosen == index
-        value = _signed(choice, choice.value(level[rows]), sign[rows])
-        magnitude[rows] = encode(choice.op, value, settings.size_px)
+    # Sorted by their operation: slices are faster than a mask for each.
+    order = np.argsort(chosen, kind="stable")
+    level, sign = level[order], sign[order]
+    ends = np.searchsorted(chosen[order], np.arange(len(choices) + 1))
+    magnitude = np.empty((len(keys), 2), np.int32)
+    for choice, start, end in zip(choices, ends, ends[1:], strict=False):
+        value = _signed(choice, choice.value(level[start:end]), sign[start:end])
+        magnitude[order[start:end]] = encode(choice.op, value, settings.size_px)
     return _row(op, applied, magnitude)
 
 
