@@ -1,6 +1,7 @@
 """Views: torchvision's geometry in plain Python against ours, pure in (seed, view, id), inside the image always."""
 
 import hashlib
+import json
 import math
 import subprocess
 import sys
@@ -15,8 +16,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from tests.utils.slow_hash import slow_key, slow_uniform
-from udkd.augment.views import BRIGHTNESS, CONTRAST, SATURATION, SUBPIXELS, Views, ViewSpec, draw_views
+from tests.augment.distributions import ks_distance
+from tests.utils.slow_hash import SlowStream
+from udkd.augment.policies import Op, ViewOp
+from udkd.augment.views import (
+    BRIGHTNESS,
+    CONTRAST,
+    FIRST_FIELDS,
+    OPS_VERSION,
+    SATURATION,
+    SUBPIXELS,
+    VIEW_FIELDS,
+    Views,
+    ViewSpec,
+    draw_views,
+)
 from udkd.utils import portable
 from udkd.utils.errors import ConfigError
 
@@ -42,16 +56,6 @@ def as_stored(sizes: list[tuple[int, int]], side: int = 0) -> np.ndarray:
 
 def drawn(spec: ViewSpec, sizes: list[tuple[int, int]], seed: int = 0, view: int = 0, side: int = 0) -> Views:
     return draw_views(spec, seed, view, np.arange(len(sizes)), as_stored(sizes, side))
-
-
-class SlowStream:
-    """A sample's numbers, one at a time."""
-
-    def __init__(self, seed: int, view: int, sample: int) -> None:
-        self.key = slow_key(seed, view, sample)
-
-    def __getitem__(self, index: int) -> float:
-        return slow_uniform(self.key, index)
 
 
 def slow_random_resized(spec: ViewSpec, u: SlowStream, height: int, width: int) -> tuple[int, int, int, int]:
@@ -216,13 +220,6 @@ def test_every_window_is_inside(height: int, width: int, side: int, name: str, s
         assert (centres <= 2 * spec.size_px * high[:, None]).all()
 
 
-def ks_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's: the largest gap between two empirical distribution functions."""
-    places = np.concatenate([one, other])
-    gaps = [np.searchsorted(np.sort(values), places, side="right") / len(values) for values in (one, other)]
-    return float(np.abs(gaps[0] - gaps[1]).max())
-
-
 @pytest.mark.parametrize(("height", "width", "count"), [(375, 500, 4_000), (64, 64, 1_500), (40, 700, 1_500)])
 def test_windows_are_distributed_like_torchvisions(height: int, width: int, count: int) -> None:
     """Also where most tries fail (40 x 700: the fallback is drawn often)."""
@@ -312,6 +309,65 @@ def test_exp_is_math_exp() -> None:
         ({"scheme": "center"}, "view scheme 'center'; expected one of random_resized, random, centre, centre_squash"),
         ({"scheme": "random", "resize_px": 223}, "resize_px 223 below size_px 224; expected at least as much; raise it"),
         ({"scheme": "centre", "resize_px": 1}, "resize_px 1 below size_px 224"),
+        ({"scheme": None}, "scheme None; expected a name, such as 'random_resized'"),
+        ({"size_px": 0}, "size_px 0; expected 1 or more"),
+        ({"size_px": 64.0}, "size_px 64.0; expected a whole number, such as 224"),
+        ({"flip": "half"}, "flip 'half'; expected a number, such as 0.5"),
+        ({"flip": float("nan")}, "flip nan; expected a probability, 0 to 1"),
+        ({"scale": (0.5,)}, "scale (0.5,); expected 2 numbers, such as [0.08, 1.0]"),
+        ({"scale": 0.5}, "scale 0.5; expected 2 numbers"),
+        ({"ratio": (0.5, "1")}, "ratio (0.5, '1'); expected 2 numbers"),
+        ({"brightness": -0.1}, "brightness, contrast and saturation -0.1, 0.0 and 0.0; expected 0 to 100"),
+        ({"policy": "randaugment"}, "policy 'randaugment'; expected one of none, rand_augment, timm_rand_augment,"),
+        ({"policy_ops": 0}, "policy_ops 0; expected 1 to 8"),
+        ({"policy_ops": 9}, "policy_ops 9; expected 1 to 8"),
+        ({"policy_ops": 1.5}, "policy_ops 1.5; expected a whole number, such as 2"),
+        ({"policy_magnitude": 30.5}, "policy_magnitude 30.5; expected 0 to 30"),
+        ({"policy_magnitude": -1}, "policy_magnitude -1; expected 0 to 30"),
+        (
+            {"policy": "timm_rand_augment", "policy_magnitude": 15},
+            "policy_magnitude 15 of timm_rand_augment; expected 0 to 10; change it",
+        ),
+        ({"policy_spread": -0.5}, "policy_spread -0.5; expected 0 to 100"),
+        ({"policy_spread": float("inf")}, "policy_spread inf; expected 0 to 100"),
+        ({"warp": "bicubic"}, "warp 'bicubic'; expected one of nearest, bilinear"),
+        ({"fill": (0, 0)}, "fill (0, 0); expected 3 whole numbers, such as [0, 0, 0]"),
+        ({"fill": 128}, "fill 128; expected 3 whole numbers"),
+        ({"fill": (0.5, 0.5, 0.5)}, "fill (0.5, 0.5, 0.5); expected 3 whole numbers"),
+        ({"fill": (0, 256, 0)}, "fill [0, 256, 0]; expected red, green and blue from 0 to 255"),
+        ({"jitter": "int8"}, "jitter 'int8'; expected one of float, uint8"),
+        ({"jitter": "uint8", "hue": 0.51}, "hue 0.51; expected 0 to 0.5"),
+        ({"hue": 0.1}, 'hue 0.1 and jitter "float"; expected jitter "uint8", which has a hue'),
+        (
+            {"jitter": "uint8", "contrast": 7},
+            'brightness, contrast and saturation 0.0, 7 and 0.0 and jitter "uint8"; expected at',
+        ),
+        *(
+            ({"brightness": 0.4, **other}, 'jitter is "float" and comes last, after policy, ops, erase_prob, mixup or cutmix')
+            for other in (
+                {"policy": "auto_augment"},
+                {"ops": (ViewOp(op="invert"),)},
+                {"erase_prob": 0.1},
+                {"mixup": 0.1},
+                {"cutmix": 1.0},
+            )
+        ),
+        ({"ops": ("invert",)}, "ops ('invert',); expected a tuple of ViewOp"),
+        ({"ops": ViewOp(op="invert")}, "ops ViewOp("),
+        ({"ops": (ViewOp(op="invert"),) * 17}, "17 ops; expected at most 16; leave some out"),
+        ({"erase_prob": 1.5}, "erase_prob 1.5; expected 0 to 1"),
+        ({"erase_area": (0.0, 0.3)}, "erase_area [0.0, 0.3]; expected two rising fractions above 0, up to 1"),
+        ({"erase_area": (0.3, 0.2)}, "erase_area [0.3, 0.2]; expected two rising"),
+        ({"erase_area": (0.3, 1.2)}, "erase_area [0.3, 1.2]; expected two rising"),
+        ({"erase_area": (0.3,)}, "erase_area (0.3,); expected 2 numbers, such as [0.02, 0.33]"),
+        ({"erase_ratio": (3.3, 0.3)}, "erase_ratio [3.3, 0.3]; expected two rising numbers, 0.001 to 1000"),
+        ({"erase_ratio": (0.0, 3.3)}, "erase_ratio [0.0, 3.3]; expected two rising"),
+        ({"erase_fill": "random"}, "erase_fill 'random'; expected one of mean, noise"),
+        ({"mixup": 2.1}, "mixup 2.1; expected 0 to 2"),
+        ({"cutmix": -1.0}, "cutmix -1.0; expected 0 to 2"),
+        ({"mix_prob": 1.1}, "mix_prob 1.1; expected 0 to 1"),
+        ({"mix_switch_prob": float("nan")}, "mix_switch_prob nan; expected 0 to 1"),
+        ({"policy": "auto_augment", "size_px": 8193}, "size_px 8193 and operations; expected at most 8192"),
     ],
 )
 def test_impossible_specs_are_one_line(changes: dict[str, object], message: str) -> None:
@@ -330,3 +386,102 @@ def test_a_squashed_image_shows_the_content_of_the_source() -> None:
     assert np.abs(squashed.window - full.window * scale).max() <= 0.5 + 1e-6
     assert np.array_equal(squashed.flip, full.flip)
     assert np.array_equal(squashed.factor, full.factor)
+
+
+# Specs as keys.
+
+OPS = (ViewOp(op="blur", prob=0.1, low=0.1, high=2.0), ViewOp(op="grayscale", prob=0.2))
+CHANGES: dict[str, object] = {
+    "policy": "rand_augment",
+    "policy_ops": 3,
+    "policy_magnitude": 7.5,
+    "policy_spread": 0.5,
+    "warp": "bilinear",
+    "fill": (124, 116, 104),
+    "jitter": "uint8",
+    "ops": OPS,
+    "erase_prob": 0.25,
+    "erase_area": (0.02, 0.4),
+    "erase_ratio": (0.3, 3.0),
+    "erase_fill": "noise",
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "mix_prob": 0.9,
+    "mix_switch_prob": 0.4,
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_key_of_an_old_spec_is_the_old_key(name: str) -> None:
+    """As caches of views version 1 have it: nine fields, nothing else, in this order."""
+    spec = SPECS[name]
+    old = {
+        "scheme": spec.scheme,
+        "size_px": 224,
+        "resize_px": 256,
+        "scale": (0.08, 1.0),
+        "ratio": (3 / 4, 4 / 3),
+        "flip": spec.flip,
+        "brightness": spec.brightness,
+        "contrast": spec.contrast,
+        "saturation": spec.saturation,
+    }
+    assert list(spec.key_values.items()) == list(old.items())
+    assert tuple(old) == FIRST_FIELDS == VIEW_FIELDS[:9]
+    assert ViewSpec.from_key_values(json.loads(json.dumps(old))) == spec
+    assert spec.row_ops == ()
+    assert not spec.later_fields
+    assert not spec.erases
+    assert not spec.mixes
+    views = drawn(spec, [(9, 9)])
+    assert [field for field, value in vars(views).items() if value is None] == [
+        *("op", "magnitude", "erase_box", "noise_key", "partner", "blend", "mix_box", "share")
+    ]
+
+
+@pytest.mark.parametrize("changed", [*([name] for name in CHANGES), ["jitter", "hue"], [*CHANGES, "hue"]])
+def test_a_new_specs_key_round_trips(changed: list[str]) -> None:
+    """Through JSON; only the fields that are not at their default are named, with the version of their numbers and pixels."""
+    changes = CHANGES | {"hue": 0.1}
+    spec = replace(ViewSpec(), **{name: changes[name] for name in changed})  # type: ignore[arg-type]
+    assert set(spec.key_values) == {*FIRST_FIELDS, *changed, "ops_version"}
+    assert spec.key_values["ops_version"] == OPS_VERSION
+    assert set(spec.key_values) <= set(VIEW_FIELDS)
+    again = ViewSpec.from_key_values(json.loads(json.dumps(spec.key_values)))
+    assert again == spec
+    assert hash(again) == hash(spec)
+    assert again.key_values == spec.key_values
+    assert spec != ViewSpec()
+    assert replace(spec, size_px=96).key_values == spec.key_values | {"size_px": 96}
+
+
+def test_lists_are_tuples() -> None:
+    """A spec is a key of dictionaries."""
+    lists = ViewSpec(fill=[1, 2, 3], ops=list(OPS), erase_area=[0.02, 0.4], scale=[0.2, 1.0])  # type: ignore[arg-type]
+    tuples = ViewSpec(fill=(1, 2, 3), ops=OPS, erase_area=(0.02, 0.4), scale=(0.2, 1.0))
+    assert lists == tuples
+    assert hash(lists) == hash(tuples)
+
+
+def test_properties_follow_the_fields() -> None:
+    spec = ViewSpec(jitter="uint8", brightness=0.4, hue=0.1)
+    assert spec.jitters
+    assert not spec.jitters_floats
+    assert spec.row_ops == ((Op.BRIGHTNESS, Op.HUE),) * 2
+    assert PAPER.jitters_floats
+    assert ViewSpec(jitter="uint8", hue=0.1).row_ops == ((Op.HUE,),)
+    assert ViewSpec(policy="three_augment").blur_radius == 6
+    assert ViewSpec(ops=(ViewOp(op="blur", low=0.1, high=1.1),)).blur_radius == 4
+    assert replace(PAPER, brightness=0, contrast=0, saturation=0).blur_radius == 0
+    assert ViewSpec(mixup=0.8).mixes
+    assert ViewSpec(cutmix=0.8).mixes
+    assert not ViewSpec(cutmix=0.8, mix_prob=0.0).mixes
+    assert not ViewSpec(erase_area=(0.1, 0.2)).erases
+
+
+def test_later_fields_change_no_earlier_number() -> None:
+    """Crop, flip and jitter are the same beside any operation."""
+    later = replace(ViewSpec(), **CHANGES, hue=0.1, brightness=0.4, contrast=0.4, saturation=0.4)  # type: ignore[arg-type]
+    ids = np.arange(50)
+    views = draw_views(later, 3, 4, ids, as_stored([(300, 400)] * 50), ids[::-1])
+    assert fields(views) == fields(drawn(PAPER, [(300, 400)] * 50, seed=3, view=4))

@@ -21,3 +21,13 @@ def slow_key(*parts: int) -> int:
 
 def slow_uniform(key: int, counter: int) -> float:
     return (slow_mix((key + counter * GOLDEN) & MASK) >> 11) / 2**53
+
+
+class SlowStream:
+    """A sample's numbers, one at a time."""
+
+    def __init__(self, seed: int, view: int, sample: int) -> None:
+        self.key = slow_key(seed, view, sample)
+
+    def __getitem__(self, index: int) -> float:
+        return slow_uniform(self.key, index)

@@ -3,13 +3,12 @@
 Source: Zhong et al., arXiv 1708.04896; the box is drawn as torchvision's RandomErasing draws it.
 """
 
-import math
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udkd.utils.portable import exp
+from udkd.utils.portable import exp, log
 from udkd.utils.rng import U64, uniform
 
 EraseFill = Literal["mean", "noise"]
@@ -27,10 +26,11 @@ def draw_erasing(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Boxes int32 [N, 4], top, left, bottom, right in 2**-16 of the side, and keys of the noise, int64 [N] of 32 bits.
 
-    Ten tries, as torchvision's: a box must be smaller than the view on both sides. Where none is, or none is drawn, it is empty.
+    Ten tries, as torchvision's: a box must be smaller than the view on both sides. Where none is or is wanted, it is empty.
+    area: the fractions of the view between which the box's is uniform. ratio: of height over width, uniform in its logarithm.
     """
     box = np.zeros((len(keys), 4), np.int64)
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    log_low, log_high = log(np.array(ratio))
     waiting = np.flatnonzero(uniform(keys, _APPLY) < prob)
     for attempt in range(_TRIES):
         tried = keys[waiting]
@@ -39,7 +39,7 @@ def draw_erasing(
         aspect = exp(log_low + shape * (log_high - log_low))
         height = np.rint(np.sqrt(target * aspect)).astype(np.int64)
         width = np.rint(np.sqrt(target / aspect)).astype(np.int64)
-        fits = (height > 0) & (width > 0) & (height < size_px) & (width < size_px)
+        fits = (height < size_px) & (width < size_px)
         rows, height, width = waiting[fits], height[fits], width[fits]
         top = (down[fits] * (size_px - height + 1)).astype(np.int64)
         left = (across[fits] * (size_px - width + 1)).astype(np.int64)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udkd.augment.erasing import box_fractions
+from udkd.utils.errors import ConfigError
 from udkd.utils.portable import log, wide_exp
 from udkd.utils.rng import F64, U64, Stream, permutation, uniform
 
@@ -51,11 +52,18 @@ def partners(seed: int, view: int, ids: NDArray[np.int64], num_samples: int) -> 
 def pairs_together(order: NDArray[np.int64], partner: NDArray[np.int64]) -> NDArray[np.int64]:
     """The ids of an epoch's order, int64 [n], with each pair side by side, at the place of the first of the two.
 
-    An id that is its own partner comes last. Batches of an even size then hold pairs only.
+    An id that is its own partner comes last. Batches of an even size then hold pairs only. Raises ConfigError for an order
+    that has only one of a pair.
     """
-    place = np.empty(len(partner), np.int64)
+    place = np.full(len(partner), -1)
     place[order] = np.arange(len(order))
     own, other = place[order], place[partner[order]]
+    if (other < 0).any():
+        sample = int(order[other < 0][0])
+        raise ConfigError(
+            f"the order has sample {sample}, which is mixed with sample {int(partner[sample])}, and not the latter; expected "
+            "both of each pair; leave no sample out"
+        )
     alone = own == other
     return order[np.lexsort((own, np.minimum(own, other), alone))]
 
@@ -76,14 +84,14 @@ def draw_mixing(
         own[rows] = _beta(keys[rows], alpha)
     one = 1 << BLEND_BITS
     blend = np.where(blends, np.rint(own * one), one).astype(np.int32)
-    box = _box(keys, np.where(cuts, own, 1.0), size_px)
+    box = np.where(cuts[:, None], _box(keys, own, size_px), 0)
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     share = np.where(cuts, 1 - area / (size_px * size_px), blend / one)
     return {"blend": blend, "mix_box": box_fractions(box, size_px), "share": share.astype(np.float32)}
 
 
 def _box(keys: U64, own: F64, size_px: int) -> NDArray[np.int64]:
-    """CutMix's boxes in pixels, [N, 4], as timm's rand_bbox: any centre, cut off at the border."""
+    """CutMix's boxes in pixels, int64 [N, 4], as torchvision's CutMix draws them: any centre, cut off at the border."""
     half = (size_px * np.sqrt(1 - own)).astype(np.int64)[:, None] // 2
     centre = (np.stack([uniform(keys, _DOWN), uniform(keys, _ACROSS)], axis=1) * size_px).astype(np.int64)
     return np.concatenate([np.maximum(centre - half, 0), np.minimum(centre + half, size_px)], axis=1)
@@ -96,9 +104,9 @@ def _beta(keys: U64, alpha: float) -> F64:
     for attempt in range(_TRIES):
         tried = keys[waiting]
         # 1 - u is above 0, which has no logarithm.
-        x, y = (np.maximum(log(1 - uniform(tried, _BETA + 2 * attempt + k)) / alpha, -600.0) for k in range(2))  # logarithms
-        fits = wide_exp(x) + wide_exp(y) <= 1
-        drawn[waiting[fits]] = 1 / (1 + wide_exp((y - x)[fits]))
+        x, y = (log(1 - uniform(tried, _BETA + 2 * attempt + k)) / alpha for k in range(2))  # logarithms
+        fits = wide_exp(np.maximum(x, -600)) + wide_exp(np.maximum(y, -600)) <= 1
+        drawn[waiting[fits]] = 1 / (1 + wide_exp(np.clip(y - x, -600, 600)[fits]))
         waiting = waiting[~fits]
         if not len(waiting):
             break

@@ -7,9 +7,10 @@ Letters: N samples, R rows.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -22,11 +23,15 @@ from udkd.utils.rng import F64, U64, uniform
 Policy = Literal["none", "rand_augment", "timm_rand_augment", "trivial_augment_wide", "auto_augment", "three_augment"]
 
 FACTOR_BITS = 13
-"""Factors of brightness, contrast, saturation and sharpness are multiples of 2**-13 below 8, so that float32 products are exact."""
+"""Factors of brightness, contrast, saturation and sharpness are multiples of 2**-13 below 8: float32 products are exact."""
 HUE_BITS = 12
 """Shifts of the hue are multiples of 2**-12 of a turn."""
 FRACTION_BITS = 16
 """Angles, shears, translations and blurs are in units of 2**-16: see `encode`."""
+
+
+_Row = tuple[NDArray[np.int8], NDArray[np.int32]]
+"""Operations int8 [N] and magnitudes int32 [N, 2]."""
 
 
 class Op(IntEnum):
@@ -112,10 +117,15 @@ class ViewOp:
     def __post_init__(self) -> None:
         if self.op not in get_args(OpName):
             raise ConfigError(f"op is {self.op!r}; expected one of {', '.join(get_args(OpName))}; change it")
+        for name in ("prob", "low", "high"):
+            if not isinstance(getattr(self, name), Real):
+                raise ConfigError(f"{name} of {self.op} is {getattr(self, name)!r}; expected a number; change it")
         if not 0 <= self.prob <= 1:
             raise ConfigError(f"prob of {self.op} is {self.prob}; expected a probability, 0 to 1; change it")
         if self.code not in _RANGES and (self.low or self.high):
-            raise ConfigError(f"{self.op} has low {self.low} and high {self.high}; expected neither, as it has no magnitude")
+            raise ConfigError(
+                f"{self.op} has low {self.low} and high {self.high}; expected neither, as it has no magnitude; leave them out"
+            )
         low, high = _RANGES.get(self.code, (0, 0))
         if not low <= self.low <= self.high <= high:
             raise ConfigError(
@@ -143,7 +153,7 @@ class PolicySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """An operation of a policy. value: its magnitude at a level in [0, 1]. signed: the sign is random; of a factor, of f - 1."""
+    """An operation of a policy. value: its magnitude at a level in [0, 1]. signed: its sign is random; a factor is 1 + it."""
 
     op: Op
     value: Callable[[F64], F64] = np.zeros_like
@@ -166,21 +176,29 @@ def row_ops(settings: PolicySettings) -> tuple[tuple[Op, ...], ...]:
 
 def draw_ops(settings: PolicySettings, keys: U64) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
     """Operations int8 [N, R] and magnitudes int32 [N, R, 2] for the samples of `keys`, uint64 [N]. See `encode`."""
-    rows: list[tuple[NDArray[np.int8], NDArray[np.int32]]] = []
+    count = len(row_ops(settings))
+    ops, magnitudes = np.zeros((len(keys), count), np.int8), np.zeros((len(keys), count, 2), np.int32)
+    for start in range(0, len(keys), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        for row, (op, magnitude) in enumerate(_rows(settings, keys[chunk])):
+            ops[chunk, row], magnitudes[chunk, row] = op, magnitude
+    return ops, magnitudes
+
+
+def _rows(settings: PolicySettings, keys: U64) -> Iterator[_Row]:
+    """The rows, one after the other."""
     if settings.policy == "auto_augment":
-        rows += _auto_augment(settings, keys)
+        yield from _auto_augment(settings, keys)
     elif settings.policy != "none":
         count = settings.policy_ops if settings.policy in ("rand_augment", "timm_rand_augment") else 1
-        rows += [_chosen(settings, keys, _POLICY + _ROW * row) for row in range(count)]
-    rows += _jitter_rows(settings, keys)
+        for row in range(count):
+            yield _chosen(settings, keys, _POLICY + _ROW * row)
+    yield from _jitter_rows(settings, keys)
     for index, each in enumerate(settings.ops):
         counter = _OPS + _OP * index
         applied = uniform(keys, counter) < each.prob
         value = each.low + uniform(keys, counter + 1) * (each.high - each.low)
-        rows.append(_row(each.code, applied, encode(each.code, value, settings.size_px)))
-    ops = [op for op, _ in rows]
-    magnitudes = [magnitude for _, magnitude in rows]
-    return np.stack(ops, axis=1), np.stack(magnitudes, axis=1)
+        yield _row(each.code, applied, encode(each.code, value, settings.size_px))
 
 
 # Positions in a sample's stream of numbers; those of udkd.augment.views end at 81. Never change one.
@@ -192,6 +210,7 @@ _OPS, _OP = 1000, 2
 
 MAX_POLICY_OPS = 8
 MAX_OPS = 16
+_CHUNK = 1 << 14  # samples drawn at once: their numbers stay in the processor's cache
 
 
 def encode(op: Op, value: F64, size_px: int) -> NDArray[np.int32]:
@@ -199,7 +218,7 @@ def encode(op: Op, value: F64, size_px: int) -> NDArray[np.int32]:
 
     Factors: in 2**-13. Hue: in 2**-12 turns. Solarize: the smallest inverted value. Posterize: bits. Solarize_add: the sum.
     Blur: log2(e) / (2 sigma**2) in 2**-16. Rotate: cosine and sine, shear: the tangent, translate: the fraction of the side,
-    all in 2**-16; translations are whole pixels of a view of size_px.
+    at most all of it, in 2**-16; translations are whole pixels of a view of size_px, rounded towards 0 as torchvision's are.
     """
     second = np.zeros_like(value)
     if op in FACTORS:
@@ -207,7 +226,7 @@ def encode(op: Op, value: F64, size_px: int) -> NDArray[np.int32]:
     elif op == Op.HUE:
         first = value * (1 << HUE_BITS)
     elif op == Op.SOLARIZE:
-        first = np.ceil(value)
+        first = np.ceil(value - _LAST_BITS)
     elif op == Op.BLUR:
         first = _LOG2_E / (2 * value * value) * (1 << FRACTION_BITS)
     elif op == Op.ROTATE:
@@ -215,22 +234,25 @@ def encode(op: Op, value: F64, size_px: int) -> NDArray[np.int32]:
     elif op in (Op.SHEAR_X, Op.SHEAR_Y):
         first = value * (1 << FRACTION_BITS)
     elif op in (Op.TRANSLATE_X, Op.TRANSLATE_Y):
-        first = np.trunc(value * size_px) * (1 << FRACTION_BITS) / size_px
+        px = np.trunc(value * size_px + np.copysign(_LAST_BITS, value))
+        first = np.clip(px / size_px, -1, 1) * (1 << FRACTION_BITS)
     else:
         first = value
     return np.stack([np.rint(first), np.rint(second)], axis=1).astype(np.int32)
 
 
 _LOG2_E = 1.4426950408889634
+_LAST_BITS = 2.0**-20
+"""How far a whole number may have been missed by rounding: 255 * (1 - 8 / 30) is 187, and 187.00000000000003 in float64."""
 _JITTERS = (Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE)
 
 
-def _row(op: Op, applied: NDArray[np.bool_], magnitude: NDArray[np.int32]) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
-    """A row with one operation where it is applied, IDENTITY elsewhere."""
-    return np.where(applied, op, Op.IDENTITY).astype(np.int8), np.where(applied[:, None], magnitude, 0).astype(np.int32)
+def _row(op: Op | NDArray[np.int8], applied: NDArray[np.bool_], magnitude: NDArray[np.int32]) -> _Row:
+    """A row with an operation where it is applied, IDENTITY elsewhere."""
+    return np.asarray(op, np.int8) * applied, magnitude * applied[:, None]  # IDENTITY is 0
 
 
-def _jitter_rows(settings: PolicySettings, keys: U64) -> list[tuple[NDArray[np.int8], NDArray[np.int32]]]:
+def _jitter_rows(settings: PolicySettings, keys: U64) -> list[_Row]:
     """Torchvision's ColorJitter: brightness, contrast, saturation and hue in random order; those of strength 0 are left out."""
     used = [k for k, strength in enumerate(settings.jitter) if strength]
     if not used:
@@ -249,20 +271,23 @@ def _jitter_rows(settings: PolicySettings, keys: U64) -> list[tuple[NDArray[np.i
     return [(all_ops[order[:, row]], ordered[:, row]) for row in range(len(used))]
 
 
-def _chosen(settings: PolicySettings, keys: U64, counter: int) -> tuple[NDArray[np.int8], NDArray[np.int32]]:
+def _chosen(settings: PolicySettings, keys: U64, counter: int) -> _Row:
     """A row of RandAugment, TrivialAugmentWide or 3-Augment: one of the policy's operations, all as probable."""
     choices = _choices(settings)
-    chosen = np.minimum((uniform(keys, counter + _CHOICE) * len(choices)).astype(np.int64), len(choices) - 1)
+    chosen = np.minimum((uniform(keys, counter + _CHOICE) * len(choices)).astype(np.int8), len(choices) - 1)
     level = _level(settings, keys, counter)
     sign = np.where(uniform(keys, counter + _SIGN) < 0.5, 1.0, -1.0)
     applied = uniform(keys, counter + _APPLY) < (0.5 if settings.policy == "timm_rand_augment" else 1.0)
     op = np.array([choice.op for choice in choices], np.int8)[chosen]
-    magnitude = np.zeros((len(keys), 2), np.int32)
-    for index, choice in enumerate(choices):
-        rows = chosen == index
-        value = _signed(choice, choice.value(level[rows]), sign[rows])
-        magnitude[rows] = encode(choice.op, value, settings.size_px)
-    return np.where(applied, op, Op.IDENTITY).astype(np.int8), np.where(applied[:, None], magnitude, 0).astype(np.int32)
+    # Sorted by their operation: slices are faster than a mask for each.
+    order = np.argsort(chosen, kind="stable")
+    level, sign = level[order], sign[order]
+    ends = np.searchsorted(chosen[order], np.arange(len(choices) + 1))
+    magnitude = np.empty((len(keys), 2), np.int32)
+    for choice, start, end in zip(choices, ends, ends[1:], strict=False):
+        value = _signed(choice, choice.value(level[start:end]), sign[start:end])
+        magnitude[order[start:end]] = encode(choice.op, value, settings.size_px)
+    return _row(op, applied, magnitude)
 
 
 def _signed(choice: _Choice, value: F64, sign: F64) -> F64:
@@ -287,7 +312,8 @@ def _level(settings: PolicySettings, keys: U64, counter: int) -> F64:
         for k in range(12):
             total = total + uniform(keys, counter + _SPREAD + k)
         level = level + settings.policy_spread * (total - 6)
-    return np.clip(level, 0, top) / top
+    clipped: F64 = np.clip(level, 0, top)
+    return clipped / top
 
 
 _TORCHVISION_BINS = 31
@@ -343,7 +369,11 @@ _TIMM = (
     _Choice(op=Op.TRANSLATE_X, value=_times(0.45), signed=True),
     _Choice(op=Op.TRANSLATE_Y, value=_times(0.45), signed=True),
 )
-"""Timm's _RAND_INCREASING_TRANSFORMS, the operations of rand-m9-mstd0.5-inc1."""
+"""Timm's _RAND_INCREASING_TRANSFORMS, the operations of rand-m9-mstd0.5-inc1.
+
+Here translations are whole pixels, rounded towards 0, and timm's are not. Timm fills with ImageNet's mean colour and chooses
+bilinear or bicubic interpolation at random: set `fill` and `warp`.
+"""
 
 _THREE = (
     _Choice(op=Op.GRAYSCALE),
@@ -408,23 +438,19 @@ _SUB_POLICIES = (
 """The ImageNet policy of Cubuk et al., arXiv 1805.09501, as torchvision lists it."""
 
 
-def _auto_augment(settings: PolicySettings, keys: U64) -> list[tuple[NDArray[np.int8], NDArray[np.int32]]]:
+def _auto_augment(settings: PolicySettings, keys: U64) -> Iterator[_Row]:
     chosen = np.minimum((uniform(keys, _POLICY) * len(_SUB_POLICIES)).astype(np.int64), len(_SUB_POLICIES) - 1)
     choices: Mapping[Op, _Choice] = _RAND_AUGMENT | {Op.INVERT: _Choice(op=Op.INVERT)}
-    rows = []
     for row in range(2):
         counter = _POLICY + _ROW * (row + 1)
         steps = [pair[row] for pair in _SUB_POLICIES]
-        sign = np.where(uniform(keys, counter + _SIGN) < 0.5, 1.0, -1.0)
+        negative = (uniform(keys, counter + _SIGN) >= 0.5).astype(np.int64)
         applied = uniform(keys, counter + _APPLY) < np.array([step.prob for step in steps])[chosen]
         op = np.array([step.op for step in steps], np.int8)[chosen]
-        magnitude = np.zeros((len(keys), 2), np.int32)
+        signs = np.array([1.0, -1.0])
+        magnitude = np.empty((len(steps), 2, 2), np.int32)
         for index, step in enumerate(steps):
-            samples = chosen == index
             choice = choices[step.op]
-            value = choice.value(np.full(int(samples.sum()), step.level / 9))
-            magnitude[samples] = encode(step.op, _signed(choice, value, sign[samples]), settings.size_px)
-        rows.append(
-            (np.where(applied, op, Op.IDENTITY).astype(np.int8), np.where(applied[:, None], magnitude, 0).astype(np.int32))
-        )
-    return rows
+            value = _signed(choice, choice.value(np.full(2, step.level / 9)), signs)
+            magnitude[index] = encode(step.op, value, settings.size_px)
+        yield _row(op, applied, magnitude[chosen, negative])

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -46,6 +47,24 @@ _TRIES = 10
 _TRY, _FLIP, _ORDER, _FACTOR, _OFFSET = 0, 64, 65, 70, 80
 
 
+def _check_type(name: str, value: object, default: object) -> None:
+    """Raise ConfigError unless a field's value is of the kind of its default: a name, a number, or as many numbers."""
+    if name == "ops":
+        good, expected = isinstance(value, tuple) and all(isinstance(each, ViewOp) for each in value), "a tuple of ViewOp"
+    elif isinstance(default, tuple):
+        kind = Integral if isinstance(default[0], int) else Real
+        good = isinstance(value, tuple) and len(value) == len(default) and all(isinstance(each, kind) for each in value)
+        expected = f"{len(default)} {'whole ' * (kind is Integral)}numbers, such as {list(default)}"
+    elif isinstance(default, str):
+        good, expected = isinstance(value, str), f"a name, such as {default!r}"
+    elif isinstance(default, int):
+        good, expected = isinstance(value, Integral), f"a whole number, such as {default}"
+    else:
+        good, expected = isinstance(value, Real), f"a number, such as {default}"
+    if not good:
+        raise ConfigError(f"{name} {value!r}; expected {expected}; change it")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewSpec:
     """The distribution that views are drawn from.
@@ -63,16 +82,20 @@ class ViewSpec:
     policy:    rand_augment, trivial_augment_wide, auto_augment (torchvision's classes; auto_augment is its ImageNet policy),
                timm_rand_augment (timm's rand-mM-mstdS-inc1) or three_augment (DeiT III). policy_ops: operations per view of
                the two RandAugments. policy_magnitude: theirs, of 30 in torchvision's and of 10 in timm's. policy_spread: the
-               standard deviation of the magnitude, 0 for none.
+               standard deviation of the magnitude, timm's mstd; 0 for none.
     warp:      interpolation of rotations, shears and translations. fill: red, green and blue of what they uncover, 0 to 255.
     jitter:    "float": brightness, contrast and saturation are computed in float32, and nothing else follows them; "uint8": in
                integers. hue: strength of the hue's jitter, in turns, of jitter "uint8".
     ops:       further operations, one after the other.
-    erase_prob: probability that a box is erased (torchvision's RandomErasing). erase_area, erase_ratio: area fraction and aspect
-               ratio of the box. erase_fill: "mean", ImageNet's mean colour, or "noise", normal with its mean and deviation.
-    mixup, cutmix: the parameter alpha of the Beta distribution that the share of a sample is drawn from; 0 for none. Samples are
-               mixed in pairs. mix_prob: probability that a pair is mixed. mix_switch_prob: that CutMix does it, where both are set.
-    Raises ConfigError for a value out of range.
+    erase_prob: probability that a box is erased (torchvision's RandomErasing). erase_area, erase_ratio: its area fraction, and
+               its height over its width. erase_fill: "mean", ImageNet's mean colour, or "noise", normal with its mean and
+               deviation.
+    mixup, cutmix: the parameter alpha of the Beta distribution that a sample's own share is drawn from; 0 for none. Samples are
+               mixed in pairs. mix_prob: probability that a pair is mixed. mix_switch_prob: that CutMix does it, where both are
+               set.
+
+    Boxes and translations are fractions of the side: a view in another size shows the same. Lists become tuples.
+    Raises ConfigError for a value of the wrong type or out of range.
     """
 
     scheme: Scheme = "random_resized"
@@ -103,6 +126,12 @@ class ViewSpec:
     mix_switch_prob: float = 0.5
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list) and isinstance(field.default, tuple):
+                object.__setattr__(self, field.name, tuple(value))  # a spec is a key of dictionaries
+                value = tuple(value)
+            _check_type(field.name, value, field.default)
         if self.scheme not in get_args(Scheme):
             raise ConfigError(f"view scheme {self.scheme!r}; expected one of {', '.join(get_args(Scheme))}; change it")
         if self.size_px < 1:
@@ -129,7 +158,7 @@ class ViewSpec:
             if getattr(self, name) not in get_args(allowed):
                 found = getattr(self, name)
                 raise ConfigError(f"{name} {found!r}; expected one of {', '.join(get_args(allowed))}; change it")
-        top = 10 if self.policy == "timm_rand_augment" else 30
+        top, whose = (10, " of timm_rand_augment") if self.policy == "timm_rand_augment" else (30, "")
         later = asdict(self)
         for name, low, high in (
             ("policy_ops", 1, MAX_POLICY_OPS),
@@ -143,8 +172,9 @@ class ViewSpec:
             ("mix_switch_prob", 0, 1),
         ):
             if not low <= later[name] <= high:
-                raise ConfigError(f"{name} {later[name]}; expected {low} to {high}; change it")
-        if len(self.fill) != 3 or not all(0 <= value <= 255 for value in self.fill):
+                extra = whose if name == "policy_magnitude" else ""
+                raise ConfigError(f"{name} {later[name]}{extra}; expected {low} to {high}; change it")
+        if not all(0 <= value <= 255 for value in self.fill):
             raise ConfigError(f"fill {list(self.fill)}; expected red, green and blue from 0 to 255; change it")
         if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
             raise ConfigError(f"erase_area {list(self.erase_area)}; expected two rising fractions above 0, up to 1; change it")
@@ -154,14 +184,15 @@ class ViewSpec:
             raise ConfigError(f"{len(self.ops)} ops; expected at most {MAX_OPS}; leave some out")
         if self.jitter == "float" and self.jitters and (self.policy != "none" or self.ops or self.erases or self.mixes):
             raise ConfigError(
-                'jitter is "float" and comes last, after policy, ops, erase_prob, mixup or cutmix; expected "uint8" beside them; '
-                'set jitter to "uint8", or brightness, contrast and saturation to 0'
+                'jitter is "float" and comes last, after policy, ops, erase_prob, mixup or cutmix; expected "uint8" beside '
+                'them; set jitter to "uint8", or brightness, contrast and saturation to 0'
             )
         if self.jitter == "float" and self.hue:
             raise ConfigError(f'hue {self.hue} and jitter "float"; expected jitter "uint8", which has a hue; set it')
         if self.jitter == "uint8" and max(self.brightness, self.contrast, self.saturation) > 6.9:
             raise ConfigError(
-                'brightness, contrast or saturation above 6.9 and jitter "uint8"; expected factors below 8; lower it'
+                f"brightness, contrast and saturation {self.brightness}, {self.contrast} and {self.saturation} and jitter "
+                '"uint8"; expected at most 6.9, so that factors are below 8; lower them'
             )
         if self.later_fields and self.size_px > MAX_OPS_PX:
             raise ConfigError(f"size_px {self.size_px} and operations; expected at most {MAX_OPS_PX}; lower it")
@@ -222,7 +253,7 @@ class ViewSpec:
 
     @property
     def key_values(self) -> dict[str, object]:
-        """Plain values for the key of a cache. Later fields are left out at their default, as earlier caches do not have them."""
+        """Plain values for the key of a cache. Later fields are left out at their default: earlier caches do not have them."""
         values = {name: value for name, value in asdict(self).items() if name in FIRST_FIELDS}
         return values | self.later_fields | ({"ops_version": OPS_VERSION} if self.later_fields else {})
 
@@ -257,9 +288,9 @@ class Views:
 
     None where the spec has nothing of the kind:
     op, magnitude: int8 [N, R] and int32 [N, R, 2], the operations, see udkd.augment.policies.
-    erase_box: int32 [N, 4], top, left, bottom, right in 1/65536 of the side; empty (bottom = top) for none. noise_key: int64 [N].
+    erase_box: int32 [N, 4], top, left, bottom, right in 1/65536 of the side; no area for none. noise_key: int64 [N].
     partner: int64 [N], the id that each sample is mixed with. blend: int32 [N], MixUp's share of the sample itself in 1/4096.
-    mix_box: int32 [N, 4], the box that comes from the partner. share: float32 [N], the share of the sample's own label.
+    mix_box: int32 [N, 4], as erase_box: what comes from the partner. share: float32 [N], the share of the sample's own label.
     """
 
     window: NDArray[np.int64]

@@ -37,7 +37,8 @@ def log(x: F64) -> F64:
     square, total = t * t, np.zeros_like(t)
     for n in range(23, 0, -2):
         total = total * square + 1 / n
-    return 2 * t * total + exponent * _LN_2
+    natural: F64 = 2 * t * total + exponent * _LN_2
+    return natural
 
 
 def cos_sin(x: F64) -> tuple[F64, F64]:
