@@ -328,16 +328,29 @@ def _later(
         )
     if spec.mixes:
         assert partner is not None, "samples are mixed in pairs"
-        mixing = draw_mixing(
-            key(seed, view, np.minimum(ids, partner)),
-            mixup=spec.mixup,
-            cutmix=spec.cutmix,
-            prob=spec.mix_prob,
-            switch_prob=spec.mix_switch_prob,
-            size_px=spec.size_px,
-        )
-        drawn |= {"partner": partner, **mixing}
+        drawn |= {"partner": partner, **_mixing(spec, seed, view, ids, partner)}
     return drawn
+
+
+def draw_shares(
+    spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], partner: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The share of each sample's own label, float32 [N], as `draw_views` draws it; where spec.mixes."""
+    share: NDArray[np.float32] = _mixing(spec, seed, view, ids, partner)["share"].astype(np.float32)
+    return share
+
+
+def _mixing(
+    spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], partner: NDArray[np.int64]
+) -> dict[str, NDArray[np.generic]]:
+    return draw_mixing(
+        key(seed, view, np.minimum(ids, partner)),
+        mixup=spec.mixup,
+        cutmix=spec.cutmix,
+        prob=spec.mix_prob,
+        switch_prob=spec.mix_switch_prob,
+        size_px=spec.size_px,
+    )
 
 
 def _scaled(value: NDArray[np.int64], numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.int64]:
