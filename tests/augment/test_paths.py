@@ -1,6 +1,5 @@
 """Views with operations, erasing and mixing: the same pixels, labels and runs, whatever path a batch takes."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,10 +72,8 @@ def table(spec: ViewSpec, count: int = COUNT, view: int = 1, excluded: tuple[int
 def by_hand(spec: ViewSpec, size_px: int, excluded: tuple[int, ...] = ()) -> np.ndarray:
     """The mixed pixels of all ids: both samples of a pair without mixing, each alone, then mixed by the drawn numbers."""
     plain, views, canvas = replace(spec, mixup=0.0, cutmix=0.0), table(spec, excluded=excluded), canvases()
-    alone = torch.cat(
-        [view_pixels(canvas[i : i + 1], table(plain).gather(torch.tensor([i])), plain, size_px) for i in range(COUNT)]
-    )
-    pixels, mixed = alone.numpy().astype(np.float64), []
+    unmixed = [view_pixels(canvas[i : i + 1], table(plain).gather(torch.tensor([i])), plain, size_px) for i in range(COUNT)]
+    pixels, mixed = torch.cat(unmixed).numpy().astype(np.float64), []
     for own in range(COUNT):
         other, share = int(views.partner[own]), int(views.blend[own]) / 4096
         top, left, bottom, right = (int(np.floor(int(edge) / 65536 * size_px + 0.5)) for edge in views.mix_box[own])
@@ -115,7 +112,7 @@ def test_labels_share_what_the_box_leaves() -> None:
 
 
 def test_boxes_and_operations_are_at_the_same_place_in_another_size() -> None:
-    """A teacher's larger view of a smooth picture, scaled down, is nearly the student's; with another view's numbers it is not."""
+    """A teacher's larger view of a smooth picture, scaled down, is nearly the student's; another view's is not."""
     yx = np.linspace(0, 1, 64)
     picture = np.stack([np.add.outer(yx, yx) / 2, np.add.outer(yx, 1 - yx) / 2, np.add.outer(yx * 0, yx)], -1)
     canvas = torch.from_numpy((255 * picture).astype(np.uint8)).expand(40, 64, 64, 3).contiguous()
@@ -192,7 +189,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data: DatasetFolder) -> Te
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, data: DatasetFolder, teacher: TeacherFolder) -> Iterator[Any]:
+def run(tmp_path_factory: pytest.TempPathFactory, data: DatasetFolder, teacher: TeacherFolder) -> Any:
     """run(name, *settings): trains by SETTINGS, and returns the run's folder; the first is "cached"."""
     folder = tmp_path_factory.mktemp("runs")
     cache = build_cache(folder / "cache", dataset=data, teacher=teacher, recipe=recipe(), device=CPU).cache.folder
@@ -213,7 +210,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: DatasetFolder, teacher: 
         assert train(job).finished
         return folder / name
 
-    yield train_
+    return train_
 
 
 def recipe(*settings: str) -> Recipe:

@@ -97,8 +97,8 @@ class Augment:
     split: the split that the batches come from. device: the device of the batches; ConfigError for a batch on another.
     preprocessing: interpolation and normalisation, ImageNet's by default.
 
-    A spec that mixes samples needs both of a pair in one batch: give Loader arrange=augment.keep_pairs and an even batch_size, and
-    the loss augment.labels(batch, epoch). ConfigError for a batch without a sample's partner.
+    A spec that mixes samples needs both of a pair in one batch: give Loader arrange=augment.keep_pairs and an even batch_size,
+    and the loss augment.labels(batch, epoch). ConfigError for a batch without a sample's partner.
 
         augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
         x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
@@ -149,8 +149,8 @@ class Augment:
         present[order] = True
         if not present[partner[order]].all():
             raise ConfigError(
-                f"the order holds {len(order)} of the split's {len(self.split.ids)} samples, and not the partners of all; expected "
-                "all samples of the split, as pairs are drawn among them; arrange the complete order, then take a part of it"
+                f"the order holds {len(order)} of the split's {len(self.split.ids)} samples, and not the partners of all; "
+                "expected all samples of the split, among which pairs are drawn; arrange them all, then take a part"
             )
         return pairs_together(order, partner)
 

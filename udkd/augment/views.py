@@ -10,7 +10,6 @@ Letters: N samples.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -122,6 +121,8 @@ class ViewSpec:
         if self.scheme != "random_resized" and self.resize_px < self.size_px:
             raise ConfigError(f"resize_px {self.resize_px} below size_px {self.size_px}; expected at least as much; raise it")
         self._check_later_fields()
+        # Not a cached_property: it has a lock in Python 3.11, which torch.compile cannot trace.
+        object.__setattr__(self, "_row_ops", row_ops(self._policy_settings))
 
     def _check_later_fields(self) -> None:
         """The fields from `policy` on."""
@@ -186,10 +187,11 @@ class ViewSpec:
         """Whether pairs of samples are mixed."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
 
-    @cached_property
+    @property
     def row_ops(self) -> tuple[tuple[Op, ...], ...]:
         """The operations that each row of a view can hold, see udkd.augment.policies.row_ops; empty without rows."""
-        return row_ops(self._policy_settings)
+        rows: tuple[tuple[Op, ...], ...] = self._row_ops  # type: ignore[attr-defined]
+        return rows
 
     @property
     def blur_radius(self) -> int:

@@ -226,7 +226,8 @@ class Recipe(Section):
             )
         if self.train.loss_impl == "fused":
             raise ValueError(
-                f"{name} mixes labels and train.loss_impl = fused takes one label a sample; expected compiled or eager; change it"
+                f"{name} mixes labels and train.loss_impl = fused takes one label a sample; expected compiled or eager; "
+                "change it"
             )
         return self
 

@@ -4,8 +4,6 @@ import warnings
 from pathlib import Path
 from typing import Literal, final
 
-import torch
-
 from udkd.augment.view_table import Augment, EpochLabels
 from udkd.data.batch import Batch
 from udkd.data.header import read_header

@@ -178,7 +178,7 @@ def _impossible_field(key: CacheKey) -> str:
 
 
 def _is_view_spec(values: Mapping[str, object]) -> bool:
-    """Whether a spec has these plain values. Earlier caches lack the later fields, and of other versions only some are known."""
+    """Whether a spec has these plain values. Earlier caches lack the later fields; those of another version are not known."""
     if not set(FIRST_FIELDS) <= set(values):
         return False
     version = values.get("ops_version", OPS_VERSION)

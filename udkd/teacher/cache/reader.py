@@ -185,8 +185,8 @@ class Cache:
         """One view's targets for training, weighted by entropy unless `weighting` is given.
 
         On the CPU they are memory-mapped, and a block is verified when a lookup first touches it; any other device gets
-        a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them, or those of
-        the view's mixed samples.
+        a fully verified copy, if it fits. labels_N: int64 [N], class indices of all ids, for weights that need them, or those
+        of the view's mixed samples.
         features: include the teacher's. ids: the ids that will be looked up. in_memory: a verified copy on any device,
         whether it fits or not. into: a table of another view, which this view overwrites.
         CacheError: a damaged block, or targets, uncertainties or features that are not stored.

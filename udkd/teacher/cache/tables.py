@@ -47,7 +47,8 @@ def open_table(
 ) -> TargetTable:
     """The fastest table that fits. labels_N: int64 [N], or of mixed samples, for weights that need them.
 
-    features: include the teacher's. in_memory: a DeviceTable on any device, whether it fits or not. into: another view's table, to be overwritten.
+    features: include the teacher's. in_memory: a DeviceTable on any device, whether it fits or not. into: another view's table,
+    to be overwritten.
     """
     wanted = ("logits", "classes", "tail", *(("features",) if features else ()))
     num_bytes = sum(array.nbytes for name, array in file.arrays.items() if name in wanted)
