@@ -28,7 +28,7 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import require_same_classes
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.target_key import target_fields, training_remedy
-from udkd.utils.errors import ConfigError
+from udkd.utils.errors import CacheError, ConfigError
 from udkd.utils.progress import SILENT, Observer
 
 REGULARISER_EPOCHS = 10
@@ -279,6 +279,11 @@ def _cached(
     if opened.unchecked:
         observer.note(opened.unchecked)
     opened.require_rows(len(split.labels), split.ids, len(dataset.classes))
+    if recipe.views.spec.mixes and opened.key.policy == "canonical":  # an allowed difference
+        raise CacheError(
+            f"{cache} holds targets of evaluation views, which show one sample, and views.mixup or views.cutmix mixes two; "
+            "expected targets of the mixed views; build a cache for these settings"
+        )
     if opened.key.policy == "views":
         views = recipe.teacher.views
         opened.require_views(recipe.train.epochs if views == "eval" else views)
