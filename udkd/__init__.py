@@ -4,7 +4,8 @@ For a training loop of your own, `import udkd` provides:
 
     udkd.Dataset                                   a dataset folder, its splits and classes
     udkd.Loader                                    batches: sample ids, uint8 canvases and labels, shuffled by (seed, epoch)
-    udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip and colour jitter by (seed, epoch, id)
+    udkd.ViewSpec, udkd.Augment                    canvases to network input: crop, flip, colours, mixing … by (seed, epoch, id)
+    udkd.MixedLabels                               the labels of mixed samples, which DistillationLoss takes
     udkd.Preprocessing                             mean, std and interpolation of a network's input; ImageNet's by default
     udkd.CachedTeacher, udkd.LiveTeacher           the teacher's logits and weights of a batch
     udkd.DistillationLoss                          the loss of N students
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from udkd.augment.mixing import MixedLabels as MixedLabels
     from udkd.augment.preprocessing import Preprocessing as Preprocessing
     from udkd.augment.view_table import Augment as Augment
     from udkd.augment.views import ViewSpec as ViewSpec
@@ -48,6 +50,7 @@ _MODULES = {
     "DistillationLoss": "udkd.losses.distill",
     "LiveTeacher": "udkd.teacher.teachers",
     "Loader": "udkd.data.loader",
+    "MixedLabels": "udkd.augment.mixing",
     "Preprocessing": "udkd.augment.preprocessing",
     "UserError": "udkd.utils.errors",
     "ViewSpec": "udkd.augment.views",

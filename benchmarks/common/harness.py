@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from udkd.augment.apply import ViewTable
+from udkd.augment.mixing import pairs_together, partners
 from udkd.augment.preprocessing import NetworkInput
 from udkd.augment.views import draw_views
 from udkd.config.loading import load_recipe
@@ -104,7 +105,10 @@ def make_step(
         runner = ResidentRunner(step, samples, batch, metrics, capture=capture)
 
     def endless_epochs() -> Iterator[int]:
-        order = np.random.default_rng(0).permutation(ids)[: steps * batch]
+        order = np.random.default_rng(0).permutation(ids)
+        if recipe.views.spec.mixes:
+            order = pairs_together(order, partners(0, 0, ids, len(ids)))
+        order = order[: steps * batch]
         while True:
             metrics.clear()
             yield from runner.epoch(order, schedule, metrics)
@@ -127,7 +131,9 @@ def shared_capture(device: torch.device) -> CudaGraphCapture:
 def view_table(recipe: Recipe, count: int, side: int, device: torch.device) -> ViewTable:
     """The training views of `count` samples whose originals had ImageNet's most common size."""
     sizes = np.tile(np.array([375, 500, side, side]), (count, 1))
-    return ViewTable.of(draw_views(recipe.views.spec, 0, 0, np.arange(count, dtype=np.int64), sizes), device)
+    spec, ids = recipe.views.spec, np.arange(count, dtype=np.int64)
+    partner = partners(0, 0, ids, count) if spec.mixes else None
+    return ViewTable.of(draw_views(spec, 0, 0, ids, sizes, partner), device)
 
 
 def synthetic_targets(count: int, device: torch.device) -> DeviceTable:

@@ -17,7 +17,9 @@ def split(count: int, excluded: tuple[int, ...] = ()) -> SimpleNamespace:
     sizes = np.random.default_rng(0).integers(1, 40, (count, 4)).astype(np.uint32)
     flags = np.isin(np.arange(count), excluded)
     sizes[flags] = 0
-    return SimpleNamespace(num_samples=count, excluded=flags, sizes=sizes, ids=np.flatnonzero(~flags))
+    return SimpleNamespace(
+        num_samples=count, excluded=flags, sizes=sizes, ids=np.flatnonzero(~flags), labels=np.arange(count, dtype=np.int32) % 3
+    )
 
 
 def test_a_row_is_the_samples_view() -> None:

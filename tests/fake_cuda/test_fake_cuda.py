@@ -23,6 +23,16 @@ PAPER: dict[str, list[str]] = {"the paper's": [], "larger": ["train.batch_size=1
 ADAMW = "{architecture='tiny', optimizer='AdamW', decay_1d=false, clip_norm=1.0}"
 RMSPROP = "{architecture='pooled', optimizer='RMSprop'}"
 FLOAT16 = ['train.precision="float16"', "train.accumulate=2", f"students=[{ADAMW}, {RMSPROP}]"]
+STRONG = [  # every kind of later field: rows of operations, colours in integers, boxes of noise, both ways to mix
+    'views.policy="rand_augment"',
+    'views.ops=[{op="blur", low=0.1, high=2.0, prob=0.5}, {op="hue", low=-0.1, high=0.1}]',
+    'views.jitter="uint8"',
+    "views.erase_prob=0.25",
+    'views.erase_fill="noise"',
+    "views.mixup=0.8",
+    "views.cutmix=1.0",
+    "teacher.views=1",
+]
 VARIANTS: dict[str, list[str]] = {
     "weight average": ["train.ema_decay=0.9"],
     "module swaps": ["perf.saved_relu6=true", "perf.gathered_pool=true"],
@@ -30,6 +40,9 @@ VARIANTS: dict[str, list[str]] = {
     "loss schedule": ['loss.schedules.beta.kind="linear"', "loss.schedules.beta.to=0.1"],
     "channels first": ["train.channels_last=false"],
     "float32": ['train.precision="float32"'],
+    "strong views": STRONG,
+    "strong views, float32": [*STRONG, 'train.precision="float32"', 'loss.sample_weight="constant"'],
+    "streamed strong views": [*STRONG, 'train.input="stream"', "train.cuda_graph=false"],
     "fused loss": ['train.loss_impl="fused"'],
     "resident": ["train.cuda_graph=false"],
     "streamed": ['train.input="stream"', "train.cuda_graph=false"],
@@ -48,7 +61,7 @@ LONG = (
     | {"compiled loss": ['train.loss_impl="compiled"']}
     | {f"{name}, the paper's networks": settings for name, settings in VARIANTS.items()}
 )
-EAGER = ("resident", "streamed")  # without a CUDA graph
+EAGER = ("resident", "streamed", "streamed strong views")  # without a CUDA graph
 
 
 def captured(names: Iterable[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """A cache of computed targets, without a teacher or images."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ KEY = CacheKey(
     split="train",
     pixel_class="libjpeg islow, fancy upsampling",
     policy="views",
-    views=dataclasses.asdict(ViewSpec(size_px=48)),
+    views=ViewSpec(size_px=48).key_values,
     views_version=1,
     seed=7,
     augment_version=1,

@@ -12,7 +12,7 @@ from torch import Tensor
 from udkd.augment.apply import ViewTable, apply_each
 from udkd.augment.mixing import MixedLabels, pairs_together, partners
 from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
-from udkd.augment.views import Views, ViewSpec, draw_views
+from udkd.augment.views import Views, ViewSpec, draw_shares, draw_views
 from udkd.data.batch import Batch
 from udkd.data.dataset import Split
 from udkd.utils.environment import resolve_device
@@ -29,7 +29,7 @@ class EpochViews:
         self._seed = seed
         self._device = device
         self._ids = np.arange(split.num_samples, dtype=np.int64)
-        self._kept, self._labels = split.ids, split.labels
+        self._kept = split.ids
         # Excluded rows have size 0, for which no view can be drawn; any other size will do, as no order contains them.
         self._sizes = np.where(split.excluded[:, None], 1, split.sizes)
         self._tables: dict[tuple[int, ViewSpec], ViewTable] = {}
@@ -66,19 +66,26 @@ class EpochViews:
         partner = self.partner(view) if spec.mixes else None
         return draw_views(spec, self._seed, view, self._ids, self._sizes, partner)
 
-    def labels(self, view: int) -> Tensor | MixedLabels:
-        """The labels of all samples in view number `view`: int64 [N], or those of the mixed samples."""
-        labels_N = torch.from_numpy(self._labels.astype(np.int64)).to(self._device)
-        if not self.spec.mixes:
-            return labels_N
-        table = self.table(view)
-        if table.partner is None or table.share is None:  # as spec.mixes says; for the type checker
-            raise AssertionError("views that mix samples")
-        return MixedLabels(own=labels_N, other=labels_N[table.partner], share=table.share)
-
     def partner(self, view: int) -> NDArray[np.int64]:
         """Whom each sample is mixed with in view number `view`, int64 [N]; see udkd.augment.mixing.partners."""
         return partners(self._seed, view, self._kept, len(self._ids))
+
+
+class EpochLabels:
+    """The labels of all of a split's N ids in a view, on the CPU: `labels = epoch_labels(view)`."""
+
+    def __init__(self, spec: ViewSpec, seed: int, split: Split) -> None:
+        self._spec, self._seed, self._kept = spec, seed, split.ids
+        self._labels_N = torch.from_numpy(split.labels.astype(np.int64))
+
+    def __call__(self, view: int) -> Tensor | MixedLabels:
+        """int64 [N], the same tensor for every view, or those of the mixed samples."""
+        if not self._spec.mixes:
+            return self._labels_N
+        ids = np.arange(len(self._labels_N), dtype=np.int64)
+        partner = partners(self._seed, view, self._kept, len(ids))
+        share = draw_shares(self._spec, self._seed, view, ids, partner)
+        return MixedLabels(own=self._labels_N, other=self._labels_N[torch.from_numpy(partner)], share=torch.from_numpy(share))
 
 
 class Augment:
@@ -89,6 +96,9 @@ class Augment:
 
     split: the split that the batches come from. device: the device of the batches; ConfigError for a batch on another.
     preprocessing: interpolation and normalisation, ImageNet's by default.
+
+    A spec that mixes samples needs both of a pair in one batch: give Loader arrange=augment.keep_pairs and an even batch_size,
+    and the loss augment.labels(batch, epoch). ConfigError for a batch without a sample's partner.
 
         augment = udkd.Augment(udkd.ViewSpec(size_px=48), data.train, seed=0)
         x = augment(batch, epoch)  # float32 [B, 3, 48, 48], normalised, channels_last
@@ -109,6 +119,7 @@ class Augment:
         self.seed = seed
         self.device = resolve_device(device)
         self._views = EpochViews(spec, seed, split, self.device)
+        self._checked_pairs = False
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:
         """Normalised input, float32 [B, 3, size_px, size_px], channels_last. The first call of an epoch draws all its views."""
@@ -127,14 +138,29 @@ class Augment:
         return self._of(batch, epoch).labels(batch.labels) if self.spec.mixes else batch.labels
 
     def keep_pairs(self, order: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
-        """The ids of an epoch's order, int64 [n], with the samples that are mixed side by side: see Loader's `arrange`."""
-        return pairs_together(order, self._views.partner(epoch)) if self.spec.mixes else order
+        """The ids of an epoch's order, int64 [n], with the samples that are mixed side by side: see Loader's `arrange`.
+
+        ConfigError: an order that lacks a sample's partner.
+        """
+        if not self.spec.mixes:
+            return order
+        partner = self._views.partner(epoch)
+        present = np.zeros(len(partner), np.bool_)
+        present[order] = True
+        if not present[partner[order]].all():
+            raise ConfigError(
+                f"the order holds {len(order)} of the split's {len(self.split.ids)} samples, and not the partners of all; "
+                "expected all samples of the split, among which pairs are drawn; arrange them all, then take a part"
+            )
+        return pairs_together(order, partner)
 
     def _of(self, batch: Batch, epoch: int) -> ViewTable:
         """The views of a batch's samples."""
         table = self._views.table(epoch)
         self._views.prepare(epoch + 1)
-        if table.partner is not None and batch.ids.device.type == "cpu":
+        # On a GPU this waits: once is enough to find an order without pairs, and `paired` asserts the rest.
+        if table.partner is not None and (batch.ids.device.type == "cpu" or not self._checked_pairs):
+            self._checked_pairs = True
             missing = ~torch.isin(table.partner[batch.ids], batch.ids)
             if missing.any():
                 sample = int(batch.ids[missing][0])

@@ -10,7 +10,6 @@ Letters: N samples.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
@@ -151,6 +150,8 @@ class ViewSpec:
         if self.scheme != "random_resized" and self.resize_px < self.size_px:
             raise ConfigError(f"resize_px {self.resize_px} below size_px {self.size_px}; expected at least as much; raise it")
         self._check_later_fields()
+        # Not a cached_property: it has a lock in Python 3.11, which torch.compile cannot trace.
+        object.__setattr__(self, "_row_ops", row_ops(self._policy_settings))
 
     def _check_later_fields(self) -> None:
         """The fields from `policy` on."""
@@ -217,10 +218,11 @@ class ViewSpec:
         """Whether pairs of samples are mixed."""
         return (self.mixup > 0 or self.cutmix > 0) and self.mix_prob > 0
 
-    @cached_property
+    @property
     def row_ops(self) -> tuple[tuple[Op, ...], ...]:
         """The operations that each row of a view can hold, see udkd.augment.policies.row_ops; empty without rows."""
-        return row_ops(self._policy_settings)
+        rows: tuple[tuple[Op, ...], ...] = self._row_ops  # type: ignore[attr-defined]
+        return rows
 
     @property
     def blur_radius(self) -> int:
@@ -359,16 +361,29 @@ def _later(
         )
     if spec.mixes:
         assert partner is not None, "samples are mixed in pairs"
-        mixing = draw_mixing(
-            key(seed, view, np.minimum(ids, partner)),
-            mixup=spec.mixup,
-            cutmix=spec.cutmix,
-            prob=spec.mix_prob,
-            switch_prob=spec.mix_switch_prob,
-            size_px=spec.size_px,
-        )
-        drawn |= {"partner": partner, **mixing}
+        drawn |= {"partner": partner, **_mixing(spec, seed, view, ids, partner)}
     return drawn
+
+
+def draw_shares(
+    spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], partner: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The share of each sample's own label, float32 [N], as `draw_views` draws it; where spec.mixes."""
+    share: NDArray[np.float32] = _mixing(spec, seed, view, ids, partner)["share"].astype(np.float32)
+    return share
+
+
+def _mixing(
+    spec: ViewSpec, seed: int, view: int, ids: NDArray[np.int64], partner: NDArray[np.int64]
+) -> dict[str, NDArray[np.generic]]:
+    return draw_mixing(
+        key(seed, view, np.minimum(ids, partner)),
+        mixup=spec.mixup,
+        cutmix=spec.cutmix,
+        prob=spec.mix_prob,
+        switch_prob=spec.mix_switch_prob,
+        size_px=spec.size_px,
+    )
 
 
 def _scaled(value: NDArray[np.int64], numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.int64]:

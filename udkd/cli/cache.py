@@ -424,7 +424,8 @@ def _description(cache: "Cache", summary: "CacheSummary") -> Table:
         missing = ", ".join(map(str, cache.missing[:_MAX_LISTED]))
         rows["missing"] = f"views {missing}{more}: they were built and are missing now; build again to restore them"
     if summary.top1 is not None:
-        rows["teacher accuracy"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets"
+        shares = ", where each label of a mixed view counts by its share" if key.mixes else ""
+        rows["teacher accuracy"] = f"top-1 {summary.top1:.2f} %, top-5 {summary.top5:.2f} % of these targets{shares}"
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

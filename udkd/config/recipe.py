@@ -202,22 +202,33 @@ class Recipe(Section):
     def _check_mixing(self) -> Self:
         if not self.views.spec.mixes:
             return self
-        mixes = " and ".join(name for name in ("mixup", "cutmix") if getattr(self.views, name))
-        if self.train.batch_size // self.train.accumulate % 2 or self.train.batch_size % 2:
+        name = "views.mixup" if self.views.mixup else "views.cutmix"
+        off = "views.mixup and views.cutmix to 0"
+        if self.train.batch_size % 2:
             raise ValueError(
-                f"views.{mixes} mixes pairs of a batch and train.batch_size is {self.train.batch_size} in "
-                f"{self.train.accumulate} parts; expected an even number of images; change train.batch_size"
+                f"{name} mixes pairs of a batch and train.batch_size is {self.train.batch_size}; expected an even number; "
+                "change it"
             )
         if self.needs_teacher and self.teacher.views == "eval":
             raise ValueError(
-                f"views.{mixes} mixes two samples and teacher.views = eval shows the teacher one of them; expected a number of "
-                "views; set teacher.views = K, or teacher.source = live and teacher.views = train.epochs"
+                f"{name} mixes two samples and teacher.views = eval shows the teacher one of them; expected a number of views; "
+                f"set teacher.views to one, such as {self.train.epochs}, or {off}"
             )
-        if self.loss.label_loss == "evidential" or self.loss.method == "crd":
-            setting = "label_loss = evidential" if self.loss.label_loss == "evidential" else "method = crd"
-            raise ValueError(f"views.{mixes} mixes labels and loss.{setting} needs one label a sample; expected one of them")
+        if self.loss.label_loss == "evidential":
+            raise ValueError(
+                f"{name} mixes labels and the evidential loss takes one label a sample; expected cross_entropy; set "
+                f"loss.label_loss or fit.loss to it, or {off}"
+            )
+        if self.loss.method != "none" and METHODS[self.loss.method].needs_labels:
+            raise ValueError(
+                f"{name} mixes labels and loss.method = {self.loss.method} takes one label a sample; expected another method; "
+                f"change it, or set {off}"
+            )
         if self.train.loss_impl == "fused":
-            raise ValueError(f"views.{mixes} mixes labels and train.loss_impl is fused; expected compiled or eager; change it")
+            raise ValueError(
+                f"{name} mixes labels and train.loss_impl = fused takes one label a sample; expected compiled or eager; "
+                "change it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from udkd.augment import apply as augment
 from udkd.augment.mixing import MixedLabels
 from udkd.augment.preprocessing import NetworkInput
-from udkd.augment.view_table import EpochViews
+from udkd.augment.view_table import EpochLabels, EpochViews
 from udkd.config.recipe import Recipe
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
@@ -22,13 +22,13 @@ from udkd.losses.sample_weight import SampleWeighting, needs_labels, sample_weig
 from udkd.losses.storage import Storage
 from udkd.teacher.cache.key import CacheKey, Differing
 from udkd.teacher.cache.reader import ESTIMATORS_WITH, Cache
-from udkd.teacher.cache.tables import DeviceTable, TargetTable
+from udkd.teacher.cache.tables import DeviceTable, MappedTable, TargetTable
 from udkd.teacher.ensemble import TeacherEnsemble
 from udkd.teacher.folder import TeacherFolder
 from udkd.teacher.frozen import require_same_classes
 from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.target_key import target_fields, training_remedy
-from udkd.utils.errors import ConfigError
+from udkd.utils.errors import CacheError, ConfigError
 from udkd.utils.progress import SILENT, Observer
 
 REGULARISER_EPOCHS = 10
@@ -111,14 +111,16 @@ class CachedTargets:
         view = 0 if self._evaluation_view else view
         if view == self._view:
             return
+        labels_N = None if self._labels_of is None else self._labels_of(view)
         if isinstance(self._table, DeviceTable):
-            self._open(view, labels_N=self._labels(view), into=self._table)
+            self._open(view, labels_N=labels_N, into=self._table)
         else:
-            self._table = self._mapped[view] = self._mapped.get(view) or self._open(view, labels_N=self._labels(view))
+            if isinstance(self._table, MappedTable):
+                self._table.labels_N = None  # those of mixed samples are another copy for every view
+            self._table = self._mapped[view] = self._mapped.get(view) or self._open(view, labels_N=labels_N)
+            if isinstance(self._table, MappedTable):
+                self._table.labels_N = labels_N
         self._view = view
-
-    def _labels(self, view: int) -> Tensor | MixedLabels | None:
-        return None if self._labels_of is None else self._labels_of(view)
 
     def __call__(self, batch: Batch, x_BCHW: Tensor, view: int, labels: Tensor | MixedLabels | None = None) -> TeacherTargets:
         self.load(view)
@@ -277,6 +279,11 @@ def _cached(
     if opened.unchecked:
         observer.note(opened.unchecked)
     opened.require_rows(len(split.labels), split.ids, len(dataset.classes))
+    if recipe.views.spec.mixes and opened.key.policy == "canonical":  # an allowed difference
+        raise CacheError(
+            f"{cache} holds targets of evaluation views, which show one sample, and views.mixup or views.cutmix mixes two; "
+            "expected targets of the mixed views; build a cache for these settings"
+        )
     if opened.key.policy == "views":
         views = recipe.teacher.views
         opened.require_views(recipe.train.epochs if views == "eval" else views)
@@ -284,12 +291,11 @@ def _cached(
     opened.require_uncertainty(weighting.kind)
     if recipe.pools_features:
         opened.require_features()
-    of_views = EpochViews(recipe.teacher_spec, recipe.views.seed, split, torch.device("cpu"))
     source = CachedTargets(
         opened,
         device,
         weighting,
-        of_views.labels if needs_labels(weighting.kind) else None,
+        EpochLabels(recipe.teacher_spec, recipe.views.seed, split) if needs_labels(weighting.kind) else None,
         features=recipe.pools_features,
         ids=split.ids,
         in_memory=recipe.train.input == "resident",

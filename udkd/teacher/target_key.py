@@ -97,9 +97,10 @@ def training_remedy(
 def _settings(key: CacheKey, name: str) -> list[str]:
     """The recipe settings that give a key's field its value, as --set takes them; none where no setting decides it."""
     group, _, inner = name.partition(".")
-    if group == "views" and inner in key.views:
+    if group == "views" and inner in views.VIEW_FIELDS:
         if key.policy == "views":
-            return [f"views.{inner}={_toml(key.views[inner])}"]
+            value = key.views.get(inner, views.LATER_DEFAULTS.get(inner))
+            return [] if inner == "ops_version" else [_shell_word(f"views.{inner}={_toml(value)}")]
         if inner == "scheme":
             return [f"evaluation.scheme={key.views[inner]}"]
         # Both: the size before the crop is in proportion to the size where it is not set.
@@ -128,5 +129,13 @@ def _settings(key: CacheKey, name: str) -> list[str]:
 
 
 def _toml(value: object) -> str:
-    """A value as a single shell word: lists without spaces."""
+    """A value as --set takes it, without spaces."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        tables = [",".join(f"{name}={json.dumps(each)}" for name, each in table.items()) for table in value]
+        return f"[{','.join(f'{{{table}}}' for table in tables)}]"
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _shell_word(setting: str) -> str:
+    """In quotes where a shell would change it."""
+    return f"'{setting}'" if '"' in setting else setting

@@ -4,9 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Literal, final
 
-import torch
-
-from udkd.augment.view_table import Augment, EpochViews
+from udkd.augment.view_table import Augment, EpochLabels
 from udkd.data.batch import Batch
 from udkd.data.header import read_header
 from udkd.data.loader import Loader
@@ -29,8 +27,8 @@ class CachedTeacher:
     """The cached teacher logits and weights of a batch: `targets = teacher(batch, epoch)`.
 
     A cache of augmented views must have the augmentation's spec and seed. Epoch e uses view e; to reuse K views in turn, pass
-    epoch % num_views to teacher and augmentation. A cache of evaluation views fits any augmentation. Of imported logits a
-    warning lists what nothing can check.
+    epoch % num_views to teacher and augmentation. A cache of evaluation views fits any augmentation that mixes no samples. Of
+    imported logits a warning lists what nothing can check.
     sample_weight: a kind of udkd.losses.sample_weight; "constant" is weight 1.
 
     Raises CacheError: no cache, a damaged one, or a missing view. MismatchError: targets of other data, pixels or views; it
@@ -50,18 +48,22 @@ class CachedTeacher:
         expected = input_fields(split.digest, split.name, loader.pixel_class)
         if cache.key.policy == "views":
             expected |= {"views": augment.spec.key_values, "seed": augment.seed}
+        elif augment.spec.mixes:
+            raise ConfigError(
+                f"the augmentation mixes samples and {cache.folder} holds targets of evaluation views, which show one of them; "
+                "expected targets of the mixed views; build the cache with teacher.views = K"
+            )
         cache.require(expected, remedy=_remedy)
         if cache.unchecked:
             warnings.warn(cache.unchecked, stacklevel=2)
         cache.require_rows(split.num_samples, split.ids, cache.num_classes)
         cache.require_uncertainty(sample_weight)
-        views = EpochViews(augment.spec, augment.seed, split, torch.device("cpu"))
         self._num_views = len(cache.views) if cache.key.policy == "views" else None
         self._targets = CachedTargets(
             cache,
             loader.device,
             SampleWeighting(kind=sample_weight),
-            views.labels if needs_labels(sample_weight) else None,
+            EpochLabels(augment.spec, augment.seed, split) if needs_labels(sample_weight) else None,
             ids=split.ids,
         )
 

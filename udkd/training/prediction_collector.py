@@ -35,12 +35,18 @@ class PredictionCollector:
 def cached_targets(split: Split, provenance: Mapping[str, Any], folder: Path | None = None) -> TeacherPredictions:
     """The teacher's predictions for a split in view 0 of a run's cache, every block verified.
 
-    provenance: run.json, which names the cache and its key. folder: where it is now. Raises CacheError, MismatchError.
+    provenance: run.json, which names the cache and its key. folder: where it is now. Raises MismatchError, and CacheError, also
+    for a cache of mixed samples.
     """
     cache = Cache.open(folder or Path(provenance["cache"]))
     cache.require(provenance["cache_key"])
     if cache.num_rows != split.num_samples:
         raise CacheError(f"{cache.folder} has {cache.num_rows} rows; expected {split.num_samples}; build it again")
+    if cache.key.mixes:
+        raise CacheError(
+            f"{cache.folder} holds targets of mixed samples, which no single image explains; expected views without mixup and "
+            "cutmix; build such a cache to see the teacher's predictions for the training images"
+        )
     file = cache.view_file(0)
     damaged = file.damaged_blocks()
     if damaged:

@@ -24,14 +24,14 @@ def _attention(options: AttentionSection, setup: MethodSetup) -> "nn.Module":
     return Attention(options, setup)
 
 
-@register_method("crd", CrdSection, title="CRD", needs="pooled", compares_samples=True)
+@register_method("crd", CrdSection, title="CRD", needs="pooled", compares_samples=True, needs_labels=True)
 def _crd(options: CrdSection, setup: MethodSetup) -> "nn.Module":
     from udkd.losses.methods.crd import Crd
 
     return Crd(options, setup)
 
 
-@register_method("dkd", DkdSection, title="DKD")
+@register_method("dkd", DkdSection, title="DKD", needs_labels=True)
 def _dkd(options: DkdSection, setup: MethodSetup) -> "nn.Module":
     from udkd.losses.methods.dkd import Dkd
 

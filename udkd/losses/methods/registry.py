@@ -28,7 +28,8 @@ class MethodInputs:
     """The input of a method's module: the outputs of one student and of the teacher for one batch.
 
     maps, teacher_maps: [B, C, H, W], feature maps of the paired stages, shallow to deep; for "pooled" the student's deepest.
-    logits, teacher_logits: [B, C], the teacher's up to a constant per row. labels, ids: int64 [B].
+    logits, teacher_logits: [B, C], the teacher's up to a constant per row. labels, ids: int64 [B]; a method that reads the
+    labels is registered with needs_labels, as mixed samples have no single one.
     key: int64 [], key of random numbers for this step and student. teacher_features: [B, D], pooled features, for "pooled".
     """
 
@@ -78,7 +79,7 @@ class Method:
 
     title: the method's name in reports. depth: for "maps", name of the option with the number of deepest stages to pair.
     single: pair only the shallowest of those. compares_samples: the term is not a mean over independent samples, so that a
-    batch cannot be computed in parts.
+    batch cannot be computed in parts. needs_labels: it needs one label a sample, so that views cannot mix samples.
     """
 
     module: Callable[[Any, MethodSetup], nn.Module]
@@ -87,6 +88,7 @@ class Method:
     depth: str
     single: bool
     compares_samples: bool
+    needs_labels: bool
 
 
 METHODS: dict[str, Method] = {}
@@ -105,6 +107,7 @@ def register_method(
     depth: str = "",
     single: bool = False,
     compares_samples: bool = False,
+    needs_labels: bool = False,
 ) -> Callable[[_Module], _Module]:
     """Decorate a module class, or a function that builds one, to register it as loss.method = `name`. See Method.
 
@@ -121,6 +124,7 @@ def register_method(
             depth=depth,
             single=single,
             compares_samples=compares_samples,
+            needs_labels=needs_labels,
         )
         MethodsSection.__pydantic_fields__[name] = FieldInfo(annotation=options, default=options())
         MethodsSection.model_rebuild(force=True)

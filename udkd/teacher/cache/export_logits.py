@@ -37,7 +37,7 @@ def export_cache(
     .safetensors: of the n ids that are not excluded: logits [n, C], ids int64 [n], entropy float32 [n] in nats, weights
                   float32 [n], 1 - H / ln C; with `dataset` also labels int64 [n].
     .parquet:     a row for each of these ids: id, weight, entropy, logits (a fixed-size list); with `dataset` also file_name
-                  and label.
+                  and label. Where a view mixes samples, the label is the id's own one.
 
     dtype: as stored, float16 or float32; float32 in a .parquet and from the top-k form. Each row's maximum is subtracted.
     ConfigError: another suffix, or a file that exists. CacheError: a damaged or missing view. MismatchError: other data.

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from udkd.augment.views import FIRST_FIELDS, LATER_DEFAULTS, VERSION, VIEW_FIELDS, ViewSpec
+from udkd.augment.views import FIRST_FIELDS, LATER_DEFAULTS, OPS_VERSION, VERSION, VIEW_FIELDS, ViewSpec
 from udkd.losses.estimator import Estimator
 from udkd.losses.storage import Storage
 from udkd.utils.errors import CacheError, ConfigError
@@ -108,6 +108,18 @@ class CacheKey:
         estimator = Estimator.parse(self.estimator)
         return estimator.mc_samples if estimator.kind == "mc_dropout" else self.teacher_sha256.count(" + ") + 1
 
+    @property
+    def mixes(self) -> bool:
+        """Whether its views mix pairs of samples. CacheError: it was made by another version, whose views are unknown here."""
+        if set(self.views) <= set(FIRST_FIELDS):
+            return False
+        if self.views_version != VERSION or self.views.get("ops_version", OPS_VERSION) != OPS_VERSION:
+            raise CacheError(
+                f"views of version {self.views_version}, operations of version {self.views.get('ops_version')}; expected "
+                f"{VERSION} and {OPS_VERSION}; build the cache again"
+            )
+        return ViewSpec.from_key_values(self.views).mixes
+
     def to_json(self) -> str:
         """One line with sorted keys: equal keys give equal text."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if value or name not in _OMITTED}
@@ -166,14 +178,18 @@ def _impossible_field(key: CacheKey) -> str:
 
 
 def _is_view_spec(values: Mapping[str, object]) -> bool:
-    """Whether a spec has these plain values. Earlier caches lack the later fields."""
-    if not set(FIRST_FIELDS) <= set(values) <= set(VIEW_FIELDS):
+    """Whether a spec has these plain values. Earlier caches lack the later fields; those of another version are not known."""
+    if not set(FIRST_FIELDS) <= set(values):
+        return False
+    version = values.get("ops_version", OPS_VERSION)
+    if type(version) is int and version != OPS_VERSION:
+        return True
+    if not set(values) <= set(VIEW_FIELDS):
         return False
     try:
-        ViewSpec.from_key_values(values)
-    except (ConfigError, TypeError):
+        return _plain(ViewSpec.from_key_values(values).key_values) == values
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):  # of values of any type
         return False
-    return True
 
 
 _ADAPTER = TypeAdapter(CacheKey)

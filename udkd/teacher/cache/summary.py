@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from udkd.augment.mixing import partners
+from udkd.augment.views import ViewSpec, draw_shares
 from udkd.losses.sample_weight import entropy_weight
+from udkd.teacher.cache.key import CacheKey
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.cache.view_file import ViewFile
 from udkd.utils.errors import CacheError
@@ -21,7 +24,8 @@ class CacheSummary:
 
     num_targets: (sample, view) pairs. mean_weight: in [0, 1]. mean_entropy: nats; max_entropy is ln C.
     mean_others: of the other stored uncertainties, by name.
-    top1, top5: the teacher's accuracy in percent over all targets; None without labels.
+    top1, top5: the teacher's accuracy in percent over all targets; None without labels. Of mixed samples each label counts by
+    its share.
     """
 
     num_views: int
@@ -45,11 +49,12 @@ def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -
             f"{cache.folder} holds {cache.num_rows} rows and the split {len(labels_N)}; "
             "expected the same number; build the cache again"
         )
-    count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0, 0
+    count, weight, entropy, first, fifth = 0, 0.0, 0.0, 0.0, 0.0
     others = dict.fromkeys(cache.key.uncertainties[1:], 0.0)
     for view in cache.views:
         file = cache.view_file(view)
         entropy_N = file.uncertainties["entropy"]
+        mixing = None if labels_N is None else _mixing(cache.key, view, np.flatnonzero(~np.isnan(entropy_N)), cache.num_rows)
         for start in range(0, cache.num_rows, _ROWS_AT_ONCE):
             rows = np.flatnonzero(~np.isnan(entropy_N[start : start + _ROWS_AT_ONCE])) + start
             entropy_B = entropy_N[rows]
@@ -58,9 +63,9 @@ def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -
             weight += float(entropy_weight(entropy_B, cache.num_classes).sum(dtype=np.float64))
             for name in others:
                 others[name] += float(file.uncertainties[name][rows].astype(np.float64).sum())
-            if labels_N is not None:
-                rank_B = _label_rank(file, rows, labels_N[rows])
-                first, fifth = first + int((rank_B < 1).sum()), fifth + int((rank_B < 5).sum())
+            for labels_B, share_B in [] if labels_N is None else _shared_labels(labels_N, mixing, rows):
+                rank_B = _label_rank(file, rows, labels_B)
+                first, fifth = first + float(share_B[rank_B < 1].sum()), fifth + float(share_B[rank_B < 5].sum())
     return CacheSummary(
         num_views=len(cache.views),
         num_targets=count,
@@ -72,6 +77,29 @@ def summarise_cache(cache: Cache, labels_N: NDArray[np.integer] | None = None) -
         top1=None if labels_N is None else 100 * first / max(count, 1),
         top5=None if labels_N is None else 100 * fifth / max(count, 1),
     )
+
+
+def _mixing(
+    key: CacheKey, view: int, ids: NDArray[np.int64], num_rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Whom each id is mixed with in a view, int64 [num_rows], and the share of its own label, float32; None where none are."""
+    if not key.mixes:
+        return None
+    seed = key.seed or 0
+    partner = partners(seed, view, ids, num_rows)
+    return partner, draw_shares(ViewSpec.from_key_values(key.views), seed, view, np.arange(num_rows, dtype=np.int64), partner)
+
+
+def _shared_labels(
+    labels_N: NDArray[np.integer],
+    mixing: tuple[NDArray[np.int64], NDArray[np.float32]] | None,
+    rows: NDArray[np.int64],
+) -> list[tuple[NDArray[np.integer], NDArray[np.float64]]]:
+    """The labels of some rows, [B] each, with their shares, float64 [B]."""
+    if mixing is None:
+        return [(labels_N[rows], np.ones(len(rows)))]
+    partner, share = mixing[0][rows], mixing[1][rows].astype(np.float64)
+    return [(labels_N[rows], share), (labels_N[partner], 1 - share)]
 
 
 def _label_rank(file: ViewFile, rows: NDArray[np.int64], labels_B: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -79,6 +79,8 @@ class MappedTable:
     Weights are computed per batch, so that the table needs no memory per id. Exception: for the top-k form on a CPU it keeps
     one float32 per id, the logit of the classes that were not kept: without it small batches take three times as long to
     rebuild. For caches larger than a GPU's memory: ids are copied to the host and rows to the device.
+
+    labels_N: for weights that need them; they may be set to None while no weight is looked up.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class MappedTable:
         self._file = file
         self._device = device
         self._weighting = weighting
-        self._labels_N = labels_N
+        self.labels_N = labels_N
         self._uncertainty = uncertainty_of(weighting.kind)
         self._arrays = {name: torch.from_numpy(array) for name, array in file.arrays.items() if name != "classes"}
         self._verified: NDArray[np.bool_] = np.zeros(file.header.num_blocks, np.bool_)
@@ -136,9 +138,9 @@ class MappedTable:
         return sample_weight(self._weighting.kind, logits_BC, uncertainty_B, labels_B, num_members=members)
 
     def _labels(self, rows_B: Tensor) -> Tensor | MixedLabels | None:
-        if isinstance(self._labels_N, MixedLabels):
-            return MixedLabels(*(values_N[rows_B].to(self._device) for values_N in self._labels_N))
-        return None if self._labels_N is None else self._labels_N[rows_B].to(self._device)
+        if isinstance(self.labels_N, MixedLabels):
+            return MixedLabels(*(values_N[rows_B].to(self._device) for values_N in self.labels_N))
+        return None if self.labels_N is None else self.labels_N[rows_B].to(self._device)
 
     def all_weights(self) -> Tensor:
         """Weight [N] of every id as `lookup` gives it, on the table's device; NaN for excluded ids."""
