@@ -29,10 +29,10 @@ MEAN = (124, 116, 104)
 _STD = (58.395, 57.12, 57.375)  # 255 times (0.229, 0.224, 0.225)
 _SUM_STD = 147.8  # of the sum of four uniform bytes, whose mean is 510
 _NOISE_BITS = 12
-_CHUNK_VALUES = 1 << 19  # of a batch that an operation works on at once on a CPU: float32 copies stay in its cache
-_BLUR_BITS = 11
+_CHUNK_VALUES = 1 << 18  # of a batch that an operation works on at once on a CPU: float32 copies stay in its cache
+_BLUR_BITS, _BLUR_DROP = 15, 8  # of a weight; what a first pass drops of its 23 bits
+_COORDINATE_BITS, _WEIGHT_BITS, _LANE = 11, 13, 21  # of bilinear warps
 _EXP2 = tuple(0.6931471805599453**n / math.factorial(n) for n in range(7, -1, -1))
-_TURN = 6 << HUE_BITS
 
 
 class OpSettings(NamedTuple):
@@ -49,58 +49,90 @@ def apply_rows(
     pixels_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, rows: Sequence[Sequence[Op]], settings: OpSettings
 ) -> Tensor:
     """Apply the rows one after the other: uint8 [B, O, O, 3] to the same. rows: what each row can hold, from row_ops."""
-    dense = torch.compiler.is_compiling() or pixels_BOO3.device.type != "cpu"
-    run = _dense_row if dense else _grouped_row
+    if _grouped(pixels_BOO3):
+        return _grouped_rows(pixels_BOO3, op_BR, magnitude_BR2, settings)
     for row, ops in enumerate(rows):
-        pixels_BOO3 = run(pixels_BOO3, op_BR[:, row], magnitude_BR2[:, row], ops, settings)
+        pixels_BOO3 = _dense_row(pixels_BOO3, op_BR[:, row], magnitude_BR2[:, row], ops, settings)
     return pixels_BOO3
 
 
-def _grouped_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
-    done = x_BOO3.clone()
-    chunk = max(1, _CHUNK_VALUES // x_BOO3[0].numel())
-    for op in ops:
-        for samples in (op_B == op).nonzero()[:, 0].split(chunk):
-            if len(samples):
-                done[samples] = apply_op(op, x_BOO3[samples], magnitude_B2[samples], settings)
-    return done
+def _grouped(x: Tensor) -> bool:
+    """Whether each operation runs on its samples alone, by host loops and eager kernels of a CPU."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> Tensor:
+    if not len(x_BOO3):
+        return x_BOO3
+    images = list(x_BOO3.contiguous().unbind())
+    chunk = max(1, _CHUNK_VALUES // max(1, images[0].numel()))
+    for row, op_B in enumerate(op_BR.T.tolist()):
+        samples_of: dict[int, list[int]] = {}
+        for sample, op in enumerate(op_B):
+            if op != Op.IDENTITY:
+                samples_of.setdefault(op, []).append(sample)
+        for op, all_samples in samples_of.items():
+            for first in range(0, len(all_samples), chunk):
+                samples = all_samples[first : first + chunk]
+                x = torch.stack([images[n] for n in samples]) if len(samples) > 1 else images[samples[0]][None]
+                done = apply_op(Op(op), x, magnitude_BR2[samples, row], settings)
+                for sample, image in zip(samples, done.unbind(), strict=True):
+                    images[sample] = image
+    return torch.stack(images)
 
 
 def _dense_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
     done = x_BOO3
+    if any(op in WARPS for op in ops):
+        done = _warped(x_BOO3, op_B, magnitude_B2, settings)  # a copy where the sample has another operation
+    tables_B3V = [_TABLES[op](x_BOO3) for op in ops if op in _TABLES]
+    if tables_B3V:
+        table_B3V = tables_B3V[0]
+        if len(tables_B3V) == 2:
+            is_first = op_B == next(op for op in ops if op in _TABLES)
+            table_B3V = torch.where(is_first.view(-1, 1, 1), *tables_B3V)
+        has_table = sum((op_B == op for op in ops if op in _TABLES), torch.zeros_like(op_B, dtype=torch.bool))
+        done = torch.where(has_table.view(-1, 1, 1, 1), _looked_up(x_BOO3, table_B3V), done)
     for op in ops:
-        has_op_B = op_B == op
-        own_B2 = torch.where(has_op_B[:, None], magnitude_B2, 0)  # another operation's magnitude could overflow
-        done = torch.where(has_op_B.view(-1, 1, 1, 1), apply_op(op, x_BOO3, own_B2, settings), done)
+        if op not in WARPS and op not in _TABLES:
+            has_op_B = op_B == op
+            own_B2 = torch.where(has_op_B[:, None], magnitude_B2, 0)  # another operation's magnitude could overflow
+            done = torch.where(has_op_B.view(-1, 1, 1, 1), apply_op(op, x_BOO3, own_B2, settings), done)
     return done
 
 
 def apply_op(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings) -> Tensor:
-    """One operation on all samples: uint8 [B, O, O, 3] to the same. magnitude_B2: see udkd.augment.policies.encode.
-
-    Compared with torchvision.transforms.v2.functional on uint8, see tests/augment/test_operations.py: equal, except contrast,
-    saturation, grayscale and hue, within 1 of 255, blur within 1, and warps, whose coordinates are rounded to 2**-16.
-    """
+    """One operation on all samples: uint8 [B, O, O, 3] to the same. magnitude_B2: see udkd.augment.policies.encode."""
     if op in WARPS:
-        return _warped(op, x_BOO3, magnitude_B2, settings)
+        return _warped(x_BOO3, torch.full_like(magnitude_B2[:, 0], op), magnitude_B2, settings)
     if op == Op.BLUR:
         return _blur(x_BOO3, magnitude_B2, settings.blur_radius)
     return _PIXELS[op](x_BOO3, magnitude_B2[:, 0].view(-1, 1, 1, 1))
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """Whole or broken numbers to pixel values, rounded down as torchvision does."""
-    return x.clamp(0, 255).to(torch.uint8)
+    """Whole or broken numbers to pixel values, rounded down as torchvision does; by int32, half the time on a CPU."""
+    return x.clamp(0, 255).int().to(torch.uint8)
 
 
 def _factor(magnitude_B111: Tensor) -> Tensor:
     return magnitude_B111.float() * 2.0**-FACTOR_BITS
 
 
-def _grey(x_BOO3: Tensor) -> Tensor:
-    """floor(0.2989 r + 0.587 g + 0.114 b), float32 [B, O, O, 1]: torchvision's grey, in units of 1/10,000 without error."""
-    red, green, blue = x_BOO3.float().unbind(-1)
-    return ((red * 2989 + green * 5870 + blue * 1140 + 0.5) * 1e-4).floor()[..., None]
+def _planes(x_BOO3: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, O, O, 3] to [B, 3, O, O], on a CPU also in memory, for its vector instructions."""
+    x_B3OO = x_BOO3.permute(0, 3, 1, 2)
+    return x_B3OO.to(dtype, memory_format=torch.contiguous_format) if _grouped(x_BOO3) else x_B3OO.to(dtype)
+
+
+def _interleaved(x_B3OO: Tensor) -> Tensor:
+    return torch.stack(x_B3OO.unbind(1), dim=-1) if _grouped(x_B3OO) else x_B3OO.permute(0, 2, 3, 1)
+
+
+def _grey(x_B3OO: Tensor) -> Tensor:
+    """floor(0.2989 r + 0.587 g + 0.114 b), float32 [B, 1, O, O]: torchvision's grey, in units of 1/10,000 without error."""
+    red, green, blue = x_B3OO.unbind(1)
+    return ((red * 2989 + green * 5870 + blue * 1140 + 0.5) * 1e-4).floor()[:, None]
 
 
 def _brightness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -109,47 +141,50 @@ def _brightness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
 
 def _contrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     count = x_BOO3.shape[1] * x_BOO3.shape[2]
-    total_B111 = _grey(x_BOO3).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64).long()
+    row_sums_B1O1 = _grey(_planes(x_BOO3, torch.float32)).sum(-1, keepdim=True)  # 21 bits
+    total_B111 = row_sums_B1O1.long().sum(2, keepdim=True)
     rest_B111 = (1 << FACTOR_BITS) - magnitude_B111.long()
     # (1 - factor) times the mean, rounded to 2**-13: with the product below it has 24 bits.
     offset_B111 = torch.div(2 * rest_B111 * total_B111 + count, 2 * count, rounding_mode="floor")
     return _bytes(x_BOO3.float() * _factor(magnitude_B111) + offset_B111.float() * 2.0**-FACTOR_BITS)
 
 
-def _blended(x_BOO3: Tensor, other_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    factor_B111 = _factor(magnitude_B111)
-    return _bytes(x_BOO3 * factor_B111 + other_BOO3 * (1 - factor_B111))
-
-
 def _saturation(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return _blended(x_BOO3.float(), _grey(x_BOO3), magnitude_B111)
+    x_B3OO = _planes(x_BOO3, torch.float32)
+    return _interleaved(_bytes(torch.lerp(_grey(x_B3OO), x_B3OO, _factor(magnitude_B111))))
 
 
 def _grayscale(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return _grey(x_BOO3).to(torch.uint8).expand_as(x_BOO3)
+    return _interleaved(_grey(_planes(x_BOO3, torch.float32)).int().to(torch.uint8).expand(-1, 3, -1, -1))
 
 
 def _sharpness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     """Blend with the mean of the 3 x 3 neighbours, of which the pixel itself counts five times; the border stays."""
-    size_px = x_BOO3.shape[1]
-    if size_px < 3:
+    if x_BOO3.shape[1] < 3:
         return x_BOO3
-    x = x_BOO3.float()
+    x = x_BOO3.short()
     rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
     inner = x[:, 1:-1, 1:-1]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner
-    smooth = ((total + 6.5) * (1 / 13)).floor()  # to the nearest; there are no ties
+    smooth = ((total.float() + 6.5) * (1 / 13)).floor()  # to the nearest; there are no ties
     done = x_BOO3.clone()
-    done[:, 1:-1, 1:-1] = _blended(inner, smooth, magnitude_B111)
+    done[:, 1:-1, 1:-1] = _bytes(torch.lerp(smooth, inner.float(), _factor(magnitude_B111)))
     return done
 
 
+# Comparisons and torch.where are not vectorised on a CPU, and cost six times as much as arithmetic on bytes.
+
+
 def _solarize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return torch.where(x_BOO3 >= magnitude_B111, 255 - x_BOO3, x_BOO3)
+    below_B111 = (magnitude_B111 - 1).clamp(min=0).to(torch.uint8)
+    floor_B111 = torch.where(magnitude_B111 > 0, magnitude_B111 - 1, 1).to(torch.uint8)
+    above = torch.maximum(x_BOO3, floor_B111) - below_B111  # 0 below the threshold
+    return x_BOO3 ^ (above.clamp(max=1) * 255)
 
 
 def _solarize_add(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return torch.where(x_BOO3 < 128, (x_BOO3 + magnitude_B111).clamp(max=255), x_BOO3).to(torch.uint8)
+    added = ((x_BOO3 >> 7) - 1) & magnitude_B111.to(torch.uint8)  # 0 from 128 on
+    return x_BOO3 + torch.minimum(added, ~x_BOO3)
 
 
 def _posterize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -158,74 +193,121 @@ def _posterize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
 
 
 def _invert(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return 255 - x_BOO3
+    return ~x_BOO3
+
+
+def _over_rows(x_B3: Tensor, size_px: int) -> Tensor:
+    """A value per channel for each value of a row of pixels: [B, 3] to [B, 1, 3 O]."""
+    return x_B3[:, None, None, :].expand(-1, 1, size_px, -1).reshape(len(x_B3), 1, -1)
+
+
+def _range(x_BOO3: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel's lowest value and torchvision's float32 divisor, span times fl(1/255); [B, 3]. 0 and 1 where all are equal."""
+    batch, size_px = x_BOO3.shape[:2]
+    rows = x_BOO3.reshape(batch, size_px, size_px * 3)
+    low_B3 = rows.amin(1).view(batch, size_px, 3).amin(1).float()
+    span_B3 = rows.amax(1).view(batch, size_px, 3).amax(1).float() - low_B3
+    return torch.where(span_B3 > 0, low_B3, 0.0), torch.where(span_B3 > 0, span_B3 * (1 / 255), 1.0)
 
 
 def _autocontrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    low_B113, high_B113 = x_BOO3.amin((1, 2), keepdim=True), x_BOO3.amax((1, 2), keepdim=True)
-    span_B113 = (high_B113 - low_B113).double()
-    # torchvision's float32 scale; a float64 quotient is rounded alike on every device, a float32 one is not on a GPU.
-    scale_B113 = torch.where(span_B113 > 0, 255 / span_B113.clamp(min=1), 1.0).float()
-    low_B113 = torch.where(span_B113 > 0, low_B113, 0)
-    return _bytes((x_BOO3 - low_B113).float() * scale_B113)
+    if not _grouped(x_BOO3):
+        return _looked_up(x_BOO3, _autocontrast_table(x_BOO3))
+    batch, size_px = x_BOO3.shape[:2]
+    low, scale = (_over_rows(each, size_px) for each in _range(x_BOO3))
+    return _bytes((x_BOO3.reshape(batch, size_px, size_px * 3).float() - low) / scale).view_as(x_BOO3)
+
+
+def _autocontrast_table(x_BOO3: Tensor) -> Tensor:
+    """Its value for each of 256: uint8 [B, 3, 256]. A compiled float32 quotient is not rounded to the nearest on a GPU; a
+    float64 one is, and rounding it once more to float32 gives that of two float32 numbers (24 bits twice, and two, are below 53).
+    """
+    low_B3, scale_B3 = (each[..., None] for each in _range(x_BOO3))
+    value = torch.arange(256, device=x_BOO3.device, dtype=torch.float64)
+    return _bytes(((value - low_B3) / scale_B3.double()).float())
 
 
 def _equalize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    batch, size_px = x_BOO3.shape[:2]
-    count = size_px * size_px
-    value_BP3 = x_BOO3.reshape(batch, count, 3).long()
-    channel_B13 = torch.arange(batch * 3, device=x_BOO3.device).view(batch, 1, 3) * 256
-    place = (value_BP3 + channel_B13).view(-1)
-    histogram = torch.zeros(batch * 3 * 256, dtype=torch.int64, device=x_BOO3.device)
-    histogram = histogram.scatter_add(0, place, torch.ones_like(place)).view(batch, 3, 256)
+    return _looked_up(x_BOO3, _equalize_table(x_BOO3))
+
+
+def _equalize_table(x_BOO3: Tensor) -> Tensor:
+    """Its value for each of 256: uint8 [B, 3, 256]."""
+    count = x_BOO3.shape[1] * x_BOO3.shape[2]
+    histogram = _histogram(x_BOO3)
     running = histogram.cumsum(-1)
+    value = torch.arange(256, device=x_BOO3.device)
     # The highest value's count is left out: everything below it is spread over 255 steps.
-    highest = (histogram > 0).long().mul(torch.arange(256, device=x_BOO3.device)).amax(-1, keepdim=True)
+    highest = (histogram.clamp(max=1) * value).amax(-1, keepdim=True)
     step = torch.div(count - histogram.gather(-1, highest), 255, rounding_mode="floor")
     table = torch.div(running + torch.div(step, 2, rounding_mode="floor"), step.clamp(min=1), rounding_mode="floor")
     table = F.pad(table, (1, 0))[..., :-1].clamp(0, 255)
-    table = torch.where(step > 0, table, torch.arange(256, device=x_BOO3.device)).to(torch.uint8)
-    return table.view(-1).index_select(0, place).view_as(x_BOO3)
+    return torch.where(step > 0, table, value).to(torch.uint8)
+
+
+def _histogram(x_BOO3: Tensor) -> Tensor:
+    """How many pixels have each value: int64 [B, 3, 256]."""
+    batch = len(x_BOO3)
+    if _grouped(x_BOO3):  # four times as fast as scatter_add, but the shape of its result depends on the data
+        lines = _planes(x_BOO3, torch.uint8).flatten(0, 1).flatten(1)
+        return torch.stack([line.bincount(minlength=256) for line in lines]).view(batch, 3, 256)
+    place = _places(x_BOO3).long()
+    histogram = torch.zeros(batch * 3 * 256, dtype=torch.int64, device=x_BOO3.device)
+    return histogram.scatter_add(0, place, torch.ones_like(place)).view(batch, 3, 256)
+
+
+def _places(x_BOO3: Tensor) -> Tensor:
+    """Where each value is in a table [B, 3, 256]: int32 [B O O 3]."""
+    batch, size_px = x_BOO3.shape[:2]
+    channel_B3 = torch.arange(batch * 3, device=x_BOO3.device, dtype=torch.int32).view(batch, 3) * 256
+    return (x_BOO3.reshape(batch, size_px, size_px * 3).int() + _over_rows(channel_B3, size_px)).view(-1)
+
+
+def _looked_up(x_BOO3: Tensor, table_B3V: Tensor) -> Tensor:
+    return table_B3V.reshape(-1).index_select(0, _places(x_BOO3)).view_as(x_BOO3)
 
 
 def _hue(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    """Shift the hue: the sextant and the place in it are integers, in units of span / 2**12."""
-    x = x_BOO3.int()
-    red, green, blue = x.unbind(-1)
-    high, low = x.amax(-1), x.amin(-1)
+    """Shift the hue, in units of span / 2**12, without branches: a channel is high - span clamp(min(k, 4 - k), 0, 1) with
+    k = (n + 6 hue) mod 6 and n = 5, 3, 1 for red, green, blue.
+    """
+    x = _planes(x_BOO3, torch.int32)
+    red, green, blue = x.unbind(1)
+    high, low = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
     span = high - low
-    one = 1 << HUE_BITS
-    place = (
-        torch.where(high == red, green - blue, torch.where(high == green, blue - red + 2 * span, red - green + 4 * span)) * one
-    )
-    place = place + 6 * magnitude_B111[..., 0] * span
-    turn = _TURN * span
-    place = torch.where(place < 0, place + turn, place)
-    place = torch.where(place >= turn, place - turn, place)
-    unit = (one * span).clamp(min=1)
-    sextant = (place.unsqueeze(-1) >= unit.unsqueeze(-1) * torch.arange(1, 6, device=x.device, dtype=torch.int32)).sum(-1)
-    rest = place - sextant.int() * one * span
-    v = high * one
-    p = low * one
-    q = v - rest
-    t = p + rest
-    # As torchvision, which multiplies by 255.999 before it rounds down.
-    v, p, q, t = ((each + (each >> 8)) >> HUE_BITS for each in (v, p, q, t))
+    red_is_high, green_is_high = (high - red - 1) >> 31, (high - green - 1) >> 31  # all bits set, or none
+    place = blue - red + 2 * span
+    place = place ^ ((place ^ (red - green + 4 * span)) & ~green_is_high)
+    place = place ^ ((place ^ (green - blue)) & red_is_high)
+    one, turn = span << HUE_BITS, 6 * (span << HUE_BITS)
+    place = _wrapped((place << HUE_BITS) + 6 * magnitude_B111[..., 0] * span + turn, turn)
+    place = _wrapped(place, turn)
+    top = high << HUE_BITS
     channels = []
-    for order in ((v, q, p, p, t, v), (t, v, v, q, p, p), (p, p, t, v, v, q)):
-        channel = order[0]
-        for number in range(1, 6):
-            channel = torch.where(sextant == number, order[number], channel)
-        channels.append(channel)
-    return torch.stack(channels, dim=-1).to(torch.uint8)
+    for offset in (5, 3, 1):
+        k = _wrapped(place + offset * one, turn)
+        value = top - torch.minimum(torch.minimum(k, 4 * one - k).clamp(min=0), one)
+        # As torchvision, which multiplies by 255.999 before it rounds down.
+        channels.append((value + (value >> 8)) >> HUE_BITS)
+    return torch.stack([channel.to(torch.uint8) for channel in channels], dim=-1)
+
+
+def _wrapped(x: Tensor, turn: Tensor) -> Tensor:
+    """x below 2 turns, less a turn where it has one: int32."""
+    less = x - turn
+    return less + (turn & (less >> 31))
 
 
 def _blur(x_BOO3: Tensor, magnitude_B2: Tensor, radius: int) -> Tensor:
     """Gaussian blur with reflected borders, as torchvision's gaussian_blur with 2 radius + 1 taps."""
     weight_BK = _gaussian(magnitude_B2[:, 0], radius).int()
+    if _grouped(x_BOO3):  # most weights of a small sigma are 0
+        radius = int(weight_BK.amax(0).nonzero().amax())
     once = _blurred(x_BOO3.int(), weight_BK, radius, 1)
-    twice = _blurred(once, weight_BK, radius, 2)  # 8 bits of the pixel and 11 of each weight: 30 in all
-    return ((twice + (1 << (2 * _BLUR_BITS - 1))) >> (2 * _BLUR_BITS)).to(torch.uint8)
+    once = (once + (1 << (_BLUR_DROP - 1))) >> _BLUR_DROP
+    twice = _blurred(once, weight_BK, radius, 2)  # 8 + 7 bits of the pixel and 15 of each weight: 30 in all
+    drop = 2 * _BLUR_BITS - _BLUR_DROP
+    return ((twice + (1 << (drop - 1))) >> drop).to(torch.uint8)
 
 
 def _blurred(x: Tensor, weight_BK: Tensor, radius: int, dim: int) -> Tensor:
@@ -235,12 +317,12 @@ def _blurred(x: Tensor, weight_BK: Tensor, radius: int, dim: int) -> Tensor:
     total = padded.narrow(dim, radius, size_px) * weight_BK[:, 0].view(-1, 1, 1, 1)
     for k in range(1, radius + 1):
         both = padded.narrow(dim, radius - k, size_px) + padded.narrow(dim, radius + k, size_px)
-        total = total + both * weight_BK[:, k].view(-1, 1, 1, 1)
+        total = torch.addcmul(total, both, weight_BK[:, k].view(-1, 1, 1, 1))
     return total
 
 
 def _gaussian(exponent_B: Tensor, radius: int) -> Tensor:
-    """2**(-exponent k**2) for k = 0 … radius, as integers that sum to 2**11 over both sides: int64 [B, radius + 1]."""
+    """2**(-exponent k**2) for k = 0 … radius, as integers that sum to 2**15 over both sides: int64 [B, radius + 1]."""
     place = torch.arange(radius + 1, device=exponent_B.device)
     power_BK = exponent_B.long()[:, None] * place * place
     fraction, one = power_BK & ((1 << FRACTION_BITS) - 1), 1 << 30
@@ -267,65 +349,111 @@ _PIXELS: Mapping[Op, Callable[[Tensor, Tensor], Tensor]] = {
     Op.EQUALIZE: _equalize,
     Op.GRAYSCALE: _grayscale,
 }
+_TABLES: Mapping[Op, Callable[[Tensor], Tensor]] = {Op.AUTOCONTRAST: _autocontrast_table, Op.EQUALIZE: _equalize_table}
 
 
-def _warped(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings) -> Tensor:
-    """Rotate, shear or translate. Source coordinates are int32 in 2**-16 pixels: a sum of a row's and a column's part."""
-    batch, size_px = x_BOO3.shape[:2]
-    along = torch.arange(size_px, device=x_BOO3.device, dtype=torch.int32)
-    first_B1, second_B1 = magnitude_B2[:, :1], magnitude_B2[:, 1:]
+class _Source(NamedTuple):
+    """Where warped pixels come from: x = x_of_column + x_of_row, y likewise; int32 [B, O] in 2**-16 pixels."""
+
+    x_of_column: Tensor
+    x_of_row: Tensor
+    y_of_column: Tensor
+    y_of_row: Tensor
+
+    def rounded(self, bits: int) -> tuple[Tensor, Tensor]:
+        """y and x in 2**-bits pixels, int32 [B, O, O], rounded to the nearest."""
+        drop = FRACTION_BITS - bits
+        half = 1 << (drop - 1)
+        x = ((self.x_of_column + half)[:, None, :] + self.x_of_row[:, :, None]) >> drop
+        y = ((self.y_of_row + half)[:, :, None] + self.y_of_column[:, None, :]) >> drop
+        return y, x
+
+
+def _warped(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, settings: OpSettings) -> Tensor:
+    """Rotate, shear or translate; samples with any other operation are copied."""
+    source = _source(op_B, magnitude_B2, x_BOO3.shape[1])
+    return (_bilinear if settings.bilinear else _nearest)(x_BOO3, source, settings.fill)
+
+
+def _source(op_B: Tensor, magnitude_B2: Tensor, size_px: int) -> _Source:
     one = 1 << FRACTION_BITS
-    own_1O = (along * one)[None].expand(batch, -1)
-    zero = torch.zeros_like(own_1O)
-    if op == Op.ROTATE:
-        twice_1O = (2 * along - (size_px - 1))[None]
-        middle = (size_px - 1) * (one // 2)
-        x_of_column = torch.div(first_B1 * twice_1O, 2, rounding_mode="floor") + middle
-        x_of_row = -torch.div(second_B1 * twice_1O, 2, rounding_mode="floor")
-        y_of_column = torch.div(second_B1 * twice_1O, 2, rounding_mode="floor")
-        y_of_row = torch.div(first_B1 * twice_1O, 2, rounding_mode="floor") + middle
-    elif op == Op.SHEAR_X:
-        x_of_column, x_of_row = own_1O, -torch.div(first_B1 * (2 * along + 1)[None], 2, rounding_mode="floor")
-        y_of_column, y_of_row = zero, own_1O
-    elif op == Op.SHEAR_Y:
-        x_of_column, x_of_row = own_1O, zero
-        y_of_column, y_of_row = -torch.div(first_B1 * (2 * along + 1)[None], 2, rounding_mode="floor"), own_1O
-    else:
-        px_B1 = ((first_B1.long() * size_px + one // 2) >> FRACTION_BITS).int() * one
-        x_of_column, x_of_row = own_1O - (px_B1 if op == Op.TRANSLATE_X else 0), zero
-        y_of_column, y_of_row = zero, own_1O - (px_B1 if op == Op.TRANSLATE_Y else 0)
-    column_BOO = x_of_column[:, None, :] + x_of_row[:, :, None]
-    row_BOO = y_of_column[:, None, :] + y_of_row[:, :, None]
-    return (_bilinear if settings.bilinear else _nearest)(x_BOO3, row_BOO, column_BOO, settings.fill)
+    first_B, second_B = magnitude_B2.long().unbind(1)
+    whole_px_B = ((first_B * size_px + one // 2) >> FRACTION_BITS) * one
+    rotates = op_B == Op.ROTATE
+    cos_B, sin_B = torch.where(rotates, first_B, one), torch.where(rotates, second_B, 0)
+    shear_x_B, shear_y_B = torch.where(op_B == Op.SHEAR_X, first_B, 0), torch.where(op_B == Op.SHEAR_Y, first_B, 0)
+    right_B = torch.where(op_B == Op.TRANSLATE_X, whole_px_B, 0)
+    down_B = torch.where(op_B == Op.TRANSLATE_Y, whole_px_B, 0)
+    # Twice the coordinates of output pixel (0, 0): rotations turn around the view's centre, shears keep its top left corner.
+    twice_x_B = (size_px - 1) * (one - cos_B + sin_B) + shear_x_B - 2 * right_B
+    twice_y_B = (size_px - 1) * (one - cos_B - sin_B) + shear_y_B - 2 * down_B
+    along = torch.arange(size_px, device=op_B.device)
+    far = 1 << 30  # outside of any view, and twice as far is still an int32
+    x_of_column, x_of_row, y_of_column, y_of_row = (
+        (part.clamp(-far, far)).int()
+        for part in (
+            cos_B[:, None] * along + (twice_x_B >> 1)[:, None],
+            (shear_x_B - sin_B)[:, None] * along,
+            (shear_y_B + sin_B)[:, None] * along,
+            cos_B[:, None] * along + (twice_y_B >> 1)[:, None],
+        )
+    )
+    return _Source(x_of_column, x_of_row, y_of_column, y_of_row)
 
 
-def _nearest(x_BOO3: Tensor, row_BOO: Tensor, column_BOO: Tensor, fill: tuple[int, int, int]) -> Tensor:
-    half = 1 << (FRACTION_BITS - 1)
-    return _at(x_BOO3, (row_BOO + half) >> FRACTION_BITS, (column_BOO + half) >> FRACTION_BITS, fill)
+def _place(row_BOO: Tensor, column_BOO: Tensor, width: int) -> Tensor:
+    """Positions in B images of width x width, one after the other: int32 or int64 [B O O]."""
+    batch = len(row_BOO)
+    wide = torch.int64 if batch * width * width >= 1 << 31 else torch.int32
+    first_B = torch.arange(batch, device=row_BOO.device, dtype=wide) * (width * width)
+    return (row_BOO.to(wide) * width + column_BOO + first_B[:, None, None]).view(-1)
 
 
-def _bilinear(x_BOO3: Tensor, row_BOO: Tensor, column_BOO: Tensor, fill: tuple[int, int, int]) -> Tensor:
-    """Four neighbours, weighted with the coordinates' first eight bits after the point: 24 bits in all, exact in float32."""
-    drop = FRACTION_BITS - 8
-    row_BOO, column_BOO = ((each + (1 << (drop - 1))) >> drop for each in (row_BOO, column_BOO))
-    down, right = (each & 255 for each in (row_BOO, column_BOO))
-    top, left = row_BOO >> 8, column_BOO >> 8
-    total = torch.zeros(1, device=x_BOO3.device)
-    for dy, weight_y in ((0, 256 - down), (1, down)):
-        for dx, weight_x in ((0, 256 - right), (1, right)):
-            total = total + (weight_y * weight_x)[..., None].float() * _at(x_BOO3, top + dy, left + dx, fill).float()
-    return ((total + 2.0**15) * 2.0**-16).floor().to(torch.uint8)
-
-
-def _at(x_BOO3: Tensor, row_BOO: Tensor, column_BOO: Tensor, fill: tuple[int, int, int]) -> Tensor:
-    """The pixels at whole coordinates; the fill colour outside."""
+def _nearest(x_BOO3: Tensor, source: _Source, fill: tuple[int, int, int]) -> Tensor:
+    """What lies outside is read from a border of one pixel."""
     batch, size_px = x_BOO3.shape[:2]
-    within = (row_BOO >= 0) & (row_BOO < size_px) & (column_BOO >= 0) & (column_BOO < size_px)
-    place_BOO = row_BOO.clamp(0, size_px - 1).long() * size_px + column_BOO.clamp(0, size_px - 1)
-    place_BOO = place_BOO + (torch.arange(batch, device=x_BOO3.device) * size_px * size_px)[:, None, None]
-    taken = x_BOO3.reshape(-1, 3).index_select(0, place_BOO.view(-1)).view_as(x_BOO3)
-    colour = torch.stack([x_BOO3.new_full((), value) for value in fill])
-    return torch.where(within[..., None], taken, colour)
+    width = size_px + 2
+    line = torch.stack([x_BOO3.new_full((), value) for value in fill]).repeat(width)
+    padded = line.repeat(batch, width, 1).view(batch, width, width, 3)
+    padded[:, 1:-1, 1:-1] = x_BOO3
+    row_BOO, column_BOO = (each.clamp(-1, size_px) + 1 for each in source.rounded(0))
+    return padded.view(-1, 3).index_select(0, _place(row_BOO, column_BOO, width)).view_as(x_BOO3)
+
+
+def _bilinear(x_BOO3: Tensor, source: _Source, fill: tuple[int, int, int]) -> Tensor:
+    """Four neighbours with weights of 13 bits, from coordinates of 11; the three channels share an int64, 21 bits each.
+
+    As in torchvision, what lies outside is black, and then, unless fill is black too, blended with fill by the share outside.
+    """
+    size_px, width, one = x_BOO3.shape[1], x_BOO3.shape[1] + 4, 1 << _WEIGHT_BITS
+    red, green, blue = x_BOO3.long().unbind(-1)
+    packed = F.pad(red | (green << _LANE) | (blue << 2 * _LANE), (2, 2, 2, 2)).view(-1)
+    y, x = source.rounded(_COORDINATE_BITS)
+    inside_one = 1 << _COORDINATE_BITS
+    down, right = y & (inside_one - 1), x & (inside_one - 1)
+    row_BOO, column_BOO = ((each >> _COORDINATE_BITS).clamp(-2, size_px) + 2 for each in (y, x))
+    place = _place(row_BOO, column_BOO, width)
+    extra = 2 * _COORDINATE_BITS - _WEIGHT_BITS
+    both = (down * right + (1 << (extra - 1))) >> extra
+    down, right = down << (_WEIGHT_BITS - _COORDINATE_BITS), right << (_WEIGHT_BITS - _COORDINATE_BITS)
+    total = torch.zeros(1, dtype=torch.int64, device=x_BOO3.device)
+    weights = ((0, one - down - right + both), (1, right - both), (width, down - both), (width + 1, both))
+    for step, weight in weights:
+        total = total + packed[step:].index_select(0, place).view_as(weight) * weight
+    lane = (1 << _LANE) - 1
+    channels = [(total >> (number * _LANE)) & lane for number in range(3)]
+    if any(fill):
+        share_y, share_x = (
+            torch.minimum(each + inside_one, size_px * inside_one - each).clamp(0, inside_one) for each in (y, x)
+        )
+        share = ((share_y * share_x + (1 << (extra - 1))) >> extra).long()
+        channels = [
+            (share * (channel - one * value) + ((one * value) << _WEIGHT_BITS) + (one * one // 2)) >> (2 * _WEIGHT_BITS)
+            for channel, value in zip(channels, fill, strict=True)
+        ]
+    else:
+        channels = [(channel + one // 2) >> _WEIGHT_BITS for channel in channels]
+    return torch.stack([channel.to(torch.uint8) for channel in channels], dim=-1)
 
 
 def inside(box_B4: Tensor, size_px: int) -> Tensor:
