@@ -31,7 +31,8 @@ _SUM_STD = 147.8  # of the sum of four uniform bytes, whose mean is 510
 _NOISE_BITS = 12
 _CHUNK_VALUES = 1 << 18  # of a batch that an operation works on at once on a CPU: float32 copies stay in its cache
 _BLUR_BITS, _BLUR_DROP = 15, 8  # of a weight; what a first pass drops of its 23 bits
-_COORDINATE_BITS, _WEIGHT_BITS, _LANE = 11, 13, 21  # of bilinear warps
+_COORDINATE_BITS, _WEIGHT_BITS = 11, 16  # of bilinear warps
+_WARP = WARPS[0]  # stands for all of them: they share one function
 _EXP2 = tuple(0.6931471805599453**n / math.factorial(n) for n in range(7, -1, -1))
 
 
@@ -65,18 +66,22 @@ def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings
     if not len(x_BOO3):
         return x_BOO3
     images = list(x_BOO3.contiguous().unbind())
+    size_px = x_BOO3.shape[1]
     chunk = max(1, _CHUNK_VALUES // max(1, images[0].numel()))
     for row, op_B in enumerate(op_BR.T.tolist()):
-        samples_of: dict[int, list[int]] = {}
+        samples_of: dict[Op, list[int]] = {}
         for sample, op in enumerate(op_B):
             if op != Op.IDENTITY:
-                samples_of.setdefault(op, []).append(sample)
-        for op, all_samples in samples_of.items():
-            for first in range(0, len(all_samples), chunk):
-                samples = all_samples[first : first + chunk]
-                x = torch.stack([images[n] for n in samples]) if len(samples) > 1 else images[samples[0]][None]
-                done = apply_op(Op(op), x, magnitude_BR2[samples, row], settings)
-                for sample, image in zip(samples, done.unbind(), strict=True):
+                samples_of.setdefault(_WARP if op in WARPS else Op(op), []).append(sample)
+        for op, samples in samples_of.items():
+            magnitude_B2 = magnitude_BR2[samples, row]
+            source = _source(op_BR[samples, row], magnitude_B2, size_px) if op == _WARP else None
+            for first in range(0, len(samples), chunk):
+                part = slice(first, first + chunk)
+                own = samples[part]
+                x = torch.stack([images[n] for n in own]) if len(own) > 1 else images[own[0]][None]
+                done = _resampled(x, source.part(part), settings) if source else apply_op(op, x, magnitude_B2[part], settings)
+                for sample, image in zip(own, done.unbind(), strict=True):
                     images[sample] = image
     return torch.stack(images)
 
@@ -84,7 +89,7 @@ def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings
 def _dense_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
     done = x_BOO3
     if any(op in WARPS for op in ops):
-        done = _warped(x_BOO3, op_B, magnitude_B2, settings)  # a copy where the sample has another operation
+        done = _resampled(x_BOO3, _source(op_B, magnitude_B2, x_BOO3.shape[1]), settings)
     tables_B3V = [_TABLES[op](x_BOO3) for op in ops if op in _TABLES]
     if tables_B3V:
         table_B3V = tables_B3V[0]
@@ -104,15 +109,16 @@ def _dense_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence
 def apply_op(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings) -> Tensor:
     """One operation on all samples: uint8 [B, O, O, 3] to the same. magnitude_B2: see udkd.augment.policies.encode."""
     if op in WARPS:
-        return _warped(x_BOO3, torch.full_like(magnitude_B2[:, 0], op), magnitude_B2, settings)
+        source = _source(torch.full_like(magnitude_B2[:, 0], op), magnitude_B2, x_BOO3.shape[1])
+        return _resampled(x_BOO3, source, settings)
     if op == Op.BLUR:
         return _blur(x_BOO3, magnitude_B2, settings.blur_radius)
     return _PIXELS[op](x_BOO3, magnitude_B2[:, 0].view(-1, 1, 1, 1))
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """Whole or broken numbers to pixel values, rounded down as torchvision does; by int32, half the time on a CPU."""
-    return x.clamp(0, 255).int().to(torch.uint8)
+    """float32, which is overwritten, to pixel values, rounded down as torchvision does; by int32, half the time on a CPU."""
+    return x.clamp_(0, 255).int().to(torch.uint8)
 
 
 def _factor(magnitude_B111: Tensor) -> Tensor:
@@ -132,11 +138,12 @@ def _interleaved(x_B3OO: Tensor) -> Tensor:
 def _grey(x_B3OO: Tensor) -> Tensor:
     """floor(0.2989 r + 0.587 g + 0.114 b), float32 [B, 1, O, O]: torchvision's grey, in units of 1/10,000 without error."""
     red, green, blue = x_B3OO.unbind(1)
-    return ((red * 2989 + green * 5870 + blue * 1140 + 0.5) * 1e-4).floor()[:, None]
+    total = (red * 2989).add_(green, alpha=5870).add_(blue, alpha=1140)
+    return total.add_(0.5).mul_(1e-4).floor_()[:, None]
 
 
 def _brightness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return _bytes(x_BOO3.float() * _factor(magnitude_B111))
+    return _bytes(x_BOO3.float().mul_(_factor(magnitude_B111)))
 
 
 def _contrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -146,16 +153,18 @@ def _contrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     rest_B111 = (1 << FACTOR_BITS) - magnitude_B111.long()
     # (1 - factor) times the mean, rounded to 2**-13: with the product below it has 24 bits.
     offset_B111 = torch.div(2 * rest_B111 * total_B111 + count, 2 * count, rounding_mode="floor")
-    return _bytes(x_BOO3.float() * _factor(magnitude_B111) + offset_B111.float() * 2.0**-FACTOR_BITS)
+    return _bytes(x_BOO3.float().mul_(_factor(magnitude_B111)).add_(offset_B111.float() * 2.0**-FACTOR_BITS))
 
 
 def _saturation(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     x_B3OO = _planes(x_BOO3, torch.float32)
-    return _interleaved(_bytes(torch.lerp(_grey(x_B3OO), x_B3OO, _factor(magnitude_B111))))
+    grey_B1OO = _grey(x_B3OO)
+    return _interleaved(_bytes(x_B3OO.lerp_(grey_B1OO, 1 - _factor(magnitude_B111))))
 
 
 def _grayscale(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return _interleaved(_grey(_planes(x_BOO3, torch.float32)).int().to(torch.uint8).expand(-1, 3, -1, -1))
+    grey_BOO = _grey(_planes(x_BOO3, torch.float32))[:, 0].int().to(torch.uint8)
+    return grey_BOO[..., None].expand_as(x_BOO3).contiguous()
 
 
 def _sharpness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -163,12 +172,12 @@ def _sharpness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     if x_BOO3.shape[1] < 3:
         return x_BOO3
     x = x_BOO3.short()
-    rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
+    rows = (x[:, :-2] + x[:, 1:-1]).add_(x[:, 2:])
     inner = x[:, 1:-1, 1:-1]
-    total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner
-    smooth = ((total.float() + 6.5) * (1 / 13)).floor()  # to the nearest; there are no ties
+    total = (rows[:, :, :-2] + rows[:, :, 1:-1]).add_(rows[:, :, 2:]).add_(inner, alpha=4)
+    smooth = total.float().add_(6.5).mul_(1 / 13).floor_()  # to the nearest; there are no ties
     done = x_BOO3.clone()
-    done[:, 1:-1, 1:-1] = _bytes(torch.lerp(smooth, inner.float(), _factor(magnitude_B111)))
+    done[:, 1:-1, 1:-1] = _bytes(smooth.lerp_(inner.float(), _factor(magnitude_B111)))
     return done
 
 
@@ -179,11 +188,11 @@ def _solarize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     below_B111 = (magnitude_B111 - 1).clamp(min=0).to(torch.uint8)
     floor_B111 = torch.where(magnitude_B111 > 0, magnitude_B111 - 1, 1).to(torch.uint8)
     above = torch.maximum(x_BOO3, floor_B111) - below_B111  # 0 below the threshold
-    return x_BOO3 ^ (above.clamp(max=1) * 255)
+    return x_BOO3 ^ above.clamp_(max=1).mul_(255)
 
 
 def _solarize_add(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    added = ((x_BOO3 >> 7) - 1) & magnitude_B111.to(torch.uint8)  # 0 from 128 on
+    added = (x_BOO3 >> 7).sub_(1) & magnitude_B111.to(torch.uint8)  # 0 from 128 on
     return x_BOO3 + torch.minimum(added, ~x_BOO3)
 
 
@@ -215,7 +224,7 @@ def _autocontrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
         return _looked_up(x_BOO3, _autocontrast_table(x_BOO3))
     batch, size_px = x_BOO3.shape[:2]
     low, scale = (_over_rows(each, size_px) for each in _range(x_BOO3))
-    return _bytes((x_BOO3.reshape(batch, size_px, size_px * 3).float() - low) / scale).view_as(x_BOO3)
+    return _bytes(x_BOO3.reshape(batch, size_px, size_px * 3).float().sub_(low).div_(scale)).view_as(x_BOO3)
 
 
 def _autocontrast_table(x_BOO3: Tensor) -> Tensor:
@@ -360,22 +369,25 @@ class _Source(NamedTuple):
     y_of_column: Tensor
     y_of_row: Tensor
 
-    def rounded(self, bits: int) -> tuple[Tensor, Tensor]:
-        """y and x in 2**-bits pixels, int32 [B, O, O], rounded to the nearest."""
+    def part(self, samples: slice) -> "_Source":
+        """That of some of the samples."""
+        return _Source(*(tensor[samples] for tensor in self))
+
+    def rounded(self, bits: int, border_px: int) -> tuple[Tensor, Tensor]:
+        """y and x in 2**-bits pixels of views with a border, int32 [B, O, O], rounded to the nearest."""
         drop = FRACTION_BITS - bits
-        half = 1 << (drop - 1)
-        x = ((self.x_of_column + half)[:, None, :] + self.x_of_row[:, :, None]) >> drop
-        y = ((self.y_of_row + half)[:, :, None] + self.y_of_column[:, None, :]) >> drop
-        return y, x
+        added = (border_px << FRACTION_BITS) + (1 << (drop - 1))
+        y = (self.y_of_row + added)[:, :, None] + self.y_of_column[:, None, :]
+        x = (self.x_of_column + added)[:, None, :] + self.x_of_row[:, :, None]
+        return y.bitwise_right_shift_(drop), x.bitwise_right_shift_(drop)
 
 
-def _warped(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, settings: OpSettings) -> Tensor:
-    """Rotate, shear or translate; samples with any other operation are copied."""
-    source = _source(op_B, magnitude_B2, x_BOO3.shape[1])
+def _resampled(x_BOO3: Tensor, source: _Source, settings: OpSettings) -> Tensor:
     return (_bilinear if settings.bilinear else _nearest)(x_BOO3, source, settings.fill)
 
 
 def _source(op_B: Tensor, magnitude_B2: Tensor, size_px: int) -> _Source:
+    """That of rotations, shears and translations; any other operation leaves pixels where they are."""
     one = 1 << FRACTION_BITS
     first_B, second_B = magnitude_B2.long().unbind(1)
     whole_px_B = ((first_B * size_px + one // 2) >> FRACTION_BITS) * one
@@ -388,25 +400,24 @@ def _source(op_B: Tensor, magnitude_B2: Tensor, size_px: int) -> _Source:
     twice_x_B = (size_px - 1) * (one - cos_B + sin_B) + shear_x_B - 2 * right_B
     twice_y_B = (size_px - 1) * (one - cos_B - sin_B) + shear_y_B - 2 * down_B
     along = torch.arange(size_px, device=op_B.device)
-    far = 1 << 30  # outside of any view, and twice as far is still an int32
-    x_of_column, x_of_row, y_of_column, y_of_row = (
-        (part.clamp(-far, far)).int()
-        for part in (
-            cos_B[:, None] * along + (twice_x_B >> 1)[:, None],
-            (shear_x_B - sin_B)[:, None] * along,
-            (shear_y_B + sin_B)[:, None] * along,
-            cos_B[:, None] * along + (twice_y_B >> 1)[:, None],
-        )
+    far = 1 << 30  # outside of any view, and with another part still an int32
+    parts = (
+        cos_B[:, None] * along + (twice_x_B >> 1)[:, None],
+        (shear_x_B - sin_B)[:, None] * along,
+        (shear_y_B + sin_B)[:, None] * along,
+        cos_B[:, None] * along + (twice_y_B >> 1)[:, None],
     )
-    return _Source(x_of_column, x_of_row, y_of_column, y_of_row)
+    return _Source(*(part.clamp(-far, far).int() for part in parts))
 
 
 def _place(row_BOO: Tensor, column_BOO: Tensor, width: int) -> Tensor:
-    """Positions in B images of width x width, one after the other: int32 or int64 [B O O]."""
+    """Positions in B images of width x width, one after the other: int32 or int64 [B, O, O]. Overwrites the rows."""
     batch = len(row_BOO)
+    if batch == 1:
+        return row_BOO.mul_(width).add_(column_BOO)
     wide = torch.int64 if batch * width * width >= 1 << 31 else torch.int32
     first_B = torch.arange(batch, device=row_BOO.device, dtype=wide) * (width * width)
-    return (row_BOO.to(wide) * width + column_BOO + first_B[:, None, None]).view(-1)
+    return row_BOO.mul_(width).add_(column_BOO) + first_B[:, None, None]
 
 
 def _nearest(x_BOO3: Tensor, source: _Source, fill: tuple[int, int, int]) -> Tensor:
@@ -416,44 +427,45 @@ def _nearest(x_BOO3: Tensor, source: _Source, fill: tuple[int, int, int]) -> Ten
     line = torch.stack([x_BOO3.new_full((), value) for value in fill]).repeat(width)
     padded = line.repeat(batch, width, 1).view(batch, width, width, 3)
     padded[:, 1:-1, 1:-1] = x_BOO3
-    row_BOO, column_BOO = (each.clamp(-1, size_px) + 1 for each in source.rounded(0))
-    return padded.view(-1, 3).index_select(0, _place(row_BOO, column_BOO, width)).view_as(x_BOO3)
+    row_BOO, column_BOO = (each.clamp_(0, width - 1) for each in source.rounded(0, 1))
+    return padded.view(-1, 3).index_select(0, _place(row_BOO, column_BOO, width).view(-1)).view_as(x_BOO3)
 
 
 def _bilinear(x_BOO3: Tensor, source: _Source, fill: tuple[int, int, int]) -> Tensor:
-    """Four neighbours with weights of 13 bits, from coordinates of 11; the three channels share an int64, 21 bits each.
+    """Four neighbours, with weights of 16 bits: 24 bits in all, exact in float32.
 
     As in torchvision, what lies outside is black, and then, unless fill is black too, blended with fill by the share outside.
     """
-    size_px, width, one = x_BOO3.shape[1], x_BOO3.shape[1] + 4, 1 << _WEIGHT_BITS
-    red, green, blue = x_BOO3.long().unbind(-1)
-    packed = F.pad(red | (green << _LANE) | (blue << 2 * _LANE), (2, 2, 2, 2)).view(-1)
-    y, x = source.rounded(_COORDINATE_BITS)
-    inside_one = 1 << _COORDINATE_BITS
-    down, right = y & (inside_one - 1), x & (inside_one - 1)
-    row_BOO, column_BOO = ((each >> _COORDINATE_BITS).clamp(-2, size_px) + 2 for each in (y, x))
-    place = _place(row_BOO, column_BOO, width)
-    extra = 2 * _COORDINATE_BITS - _WEIGHT_BITS
-    both = (down * right + (1 << (extra - 1))) >> extra
-    down, right = down << (_WEIGHT_BITS - _COORDINATE_BITS), right << (_WEIGHT_BITS - _COORDINATE_BITS)
-    total = torch.zeros(1, dtype=torch.int64, device=x_BOO3.device)
-    weights = ((0, one - down - right + both), (1, right - both), (width, down - both), (width + 1, both))
-    for step, weight in weights:
-        total = total + packed[step:].index_select(0, place).view_as(weight) * weight
-    lane = (1 << _LANE) - 1
-    channels = [(total >> (number * _LANE)) & lane for number in range(3)]
+    batch, size_px = x_BOO3.shape[:2]
+    width, one, unit = size_px + 4, 1 << _WEIGHT_BITS, 1 << _COORDINATE_BITS
+    row_BOO, column_BOO = source.rounded(_COORDINATE_BITS, 2)
+    down, right = row_BOO & (unit - 1), column_BOO & (unit - 1)
+    share = None
     if any(fill):
-        share_y, share_x = (
-            torch.minimum(each + inside_one, size_px * inside_one - each).clamp(0, inside_one) for each in (y, x)
-        )
-        share = ((share_y * share_x + (1 << (extra - 1))) >> extra).long()
-        channels = [
-            (share * (channel - one * value) + ((one * value) << _WEIGHT_BITS) + (one * one // 2)) >> (2 * _WEIGHT_BITS)
-            for channel, value in zip(channels, fill, strict=True)
-        ]
-    else:
-        channels = [(channel + one // 2) >> _WEIGHT_BITS for channel in channels]
-    return torch.stack([channel.to(torch.uint8) for channel in channels], dim=-1)
+        low, high = unit, (size_px + 2) * unit
+        share = _weight(*(torch.minimum(each - low, high - each).clamp_(0, unit) for each in (row_BOO, column_BOO)))
+    # Two pixels of border, so that both neighbours of what is far outside lie outside.
+    row_BOO, column_BOO = (each.bitwise_right_shift_(_COORDINATE_BITS).clamp_(0, width - 2) for each in (row_BOO, column_BOO))
+    place_BOO = _place(row_BOO, column_BOO, width)
+    both = _weight(down, right)
+    down, right = (each << (_WEIGHT_BITS - _COORDINATE_BITS) for each in (down, right))
+    weights = (one - down - right + both, right - both, down - both, both)
+    steps = (0, 1, width, width + 1)
+    padded = F.pad(x_BOO3.float(), (0, 0, 2, 2, 2, 2)).view(-1, 3)
+    weight_NK = torch.stack(weights, dim=-1).float().view(-1, 4)
+    place_NK = torch.stack([place_BOO + step for step in steps], dim=-1).view(-1, 4)
+    total = F.embedding_bag(place_NK, padded, per_sample_weights=weight_NK, mode="sum").view_as(x_BOO3)
+    if share is None:
+        return total.mul_(1 / one).round_().int().to(torch.uint8)
+    colour = torch.stack([x_BOO3.new_full((), value) for value in fill]).long() * one
+    blended = share.long()[..., None] * (total.long() - colour) + colour * one + one * one // 2
+    return (blended >> (2 * _WEIGHT_BITS)).to(torch.uint8)
+
+
+def _weight(down: Tensor, right: Tensor) -> Tensor:
+    """The product of two coordinates' fractions, int32 in 2**-16."""
+    extra = 2 * _COORDINATE_BITS - _WEIGHT_BITS
+    return (down * right).add_(1 << (extra - 1)).bitwise_right_shift_(extra)
 
 
 def inside(box_B4: Tensor, size_px: int) -> Tensor:
