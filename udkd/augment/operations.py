@@ -87,20 +87,22 @@ def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings
 
 
 def _dense_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
+    """All warps are one gather, and all tables one look-up. Op.value, as torch.compile takes `tensor == Op` to be False."""
     done = x_BOO3
     if any(op in WARPS for op in ops):
         done = _resampled(x_BOO3, _source(op_B, magnitude_B2, x_BOO3.shape[1]), settings)
-    tables_B3V = [_TABLES[op](x_BOO3) for op in ops if op in _TABLES]
-    if tables_B3V:
-        table_B3V = tables_B3V[0]
-        if len(tables_B3V) == 2:
-            is_first = op_B == next(op for op in ops if op in _TABLES)
-            table_B3V = torch.where(is_first.view(-1, 1, 1), *tables_B3V)
-        has_table = sum((op_B == op for op in ops if op in _TABLES), torch.zeros_like(op_B, dtype=torch.bool))
-        done = torch.where(has_table.view(-1, 1, 1, 1), _looked_up(x_BOO3, table_B3V), done)
+    with_table = [op for op in ops if op in _TABLES]
+    if with_table:
+        table_B3V = _TABLES[with_table[0]](x_BOO3)
+        has_table_B = op_B == with_table[0].value
+        for op in with_table[1:]:
+            has_op_B = op_B == op.value
+            table_B3V = torch.where(has_op_B.view(-1, 1, 1), _TABLES[op](x_BOO3), table_B3V)
+            has_table_B = has_table_B | has_op_B
+        done = torch.where(has_table_B.view(-1, 1, 1, 1), _looked_up(x_BOO3, table_B3V), done)
     for op in ops:
         if op not in WARPS and op not in _TABLES:
-            has_op_B = op_B == op
+            has_op_B = op_B == op.value
             own_B2 = torch.where(has_op_B[:, None], magnitude_B2, 0)  # another operation's magnitude could overflow
             done = torch.where(has_op_B.view(-1, 1, 1, 1), apply_op(op, x_BOO3, own_B2, settings), done)
     return done
@@ -109,7 +111,7 @@ def _dense_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence
 def apply_op(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings) -> Tensor:
     """One operation on all samples: uint8 [B, O, O, 3] to the same. magnitude_B2: see udkd.augment.policies.encode."""
     if op in WARPS:
-        source = _source(torch.full_like(magnitude_B2[:, 0], op), magnitude_B2, x_BOO3.shape[1])
+        source = _source(torch.full_like(magnitude_B2[:, 0], op.value), magnitude_B2, x_BOO3.shape[1])
         return _resampled(x_BOO3, source, settings)
     if op == Op.BLUR:
         return _blur(x_BOO3, magnitude_B2, settings.blur_radius)
@@ -391,11 +393,11 @@ def _source(op_B: Tensor, magnitude_B2: Tensor, size_px: int) -> _Source:
     one = 1 << FRACTION_BITS
     first_B, second_B = magnitude_B2.long().unbind(1)
     whole_px_B = ((first_B * size_px + one // 2) >> FRACTION_BITS) * one
-    rotates = op_B == Op.ROTATE
+    rotates = op_B == Op.ROTATE.value
     cos_B, sin_B = torch.where(rotates, first_B, one), torch.where(rotates, second_B, 0)
-    shear_x_B, shear_y_B = torch.where(op_B == Op.SHEAR_X, first_B, 0), torch.where(op_B == Op.SHEAR_Y, first_B, 0)
-    right_B = torch.where(op_B == Op.TRANSLATE_X, whole_px_B, 0)
-    down_B = torch.where(op_B == Op.TRANSLATE_Y, whole_px_B, 0)
+    shear_x_B, shear_y_B = torch.where(op_B == Op.SHEAR_X.value, first_B, 0), torch.where(op_B == Op.SHEAR_Y.value, first_B, 0)
+    right_B = torch.where(op_B == Op.TRANSLATE_X.value, whole_px_B, 0)
+    down_B = torch.where(op_B == Op.TRANSLATE_Y.value, whole_px_B, 0)
     # Twice the coordinates of output pixel (0, 0): rotations turn around the view's centre, shears keep its top left corner.
     twice_x_B = (size_px - 1) * (one - cos_B + sin_B) + shear_x_B - 2 * right_B
     twice_y_B = (size_px - 1) * (one - cos_B - sin_B) + shear_y_B - 2 * down_B
