@@ -104,7 +104,8 @@ def restored_settings() -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(precision)
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # the call imports the compiler, in seconds
+        torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
     torch.set_flush_denormal(False)
     torch.set_autocast_enabled("cpu", False)
