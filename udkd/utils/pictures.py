@@ -61,17 +61,20 @@ def write_picture(picture: Image.Image, out: Path) -> None:
 
 
 def choose_ids(labels: NDArray[np.integer], ids: NDArray[np.integer], count: int) -> list[int]:
-    """Choose up to `count` of `ids`, ordered by class. labels: int [N], of all samples."""
+    """Choose up to `count` of `ids`, ordered by class, as many of each class as of the others where there are as many.
+
+    labels: int [N], of all samples.
+    """
     present = np.unique(labels[ids])
     if not len(present):
         return []
-    classes = present[_evenly(len(present), count)]
-    per_class = -(-count // len(classes))
-    chosen: list[int] = []
-    for label in classes.tolist():
-        class_ids = ids[labels[ids] == label]
-        chosen += class_ids[_evenly(len(class_ids), per_class)].tolist()
-    return chosen[:count]
+    of_class = [ids[labels[ids] == label] for label in present[_evenly(len(present), count)].tolist()]
+    taken = [0] * len(of_class)
+    for _ in range(min(count, sum(map(len, of_class)))):
+        taken[min((n for n in range(len(taken)) if taken[n] < len(of_class[n])), key=lambda n: taken[n])] += 1
+    return [
+        int(each) for samples, number in zip(of_class, taken, strict=True) for each in samples[_evenly(len(samples), number)]
+    ]
 
 
 def _evenly(total: int, count: int) -> NDArray[np.int64]:
