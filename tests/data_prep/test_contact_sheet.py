@@ -36,7 +36,7 @@ def test_the_picture_holds_the_stored_images(tmp_path: Path) -> None:
     }
     folder = converted(write_tree(tmp_path / "t", files), tmp_path / "d", on_bad="skip")
     code, out, err = run("sheet", folder.path, "--out", tmp_path / "s.png", "--images", 8)
-    assert (code, out) == (0, f"{tmp_path / 's.png'}: 7 images\n"), err
+    assert (code, out) == (0, f"{tmp_path / 's.png'}: 8 images\n"), err
     drawn = Image.open(tmp_path / "s.png")
     assert drawn.format == "PNG"
     pixels = np.asarray(drawn.convert("RGB")).astype(int)

@@ -621,8 +621,11 @@ def test_names_in_a_csv_hold_no_control_characters() -> None:
 
 
 FOLDER_NAMES = """
+deit-small-style cf600787bca6 139fb459b6a6 views-07158888f10d
+funmatch 761784e2892e a3151a35e8d5 views-6c970847d8bc
 imagenet100-fast 7af155ce1efa f2cfaa6fdc2e canonical-99ecf6e0f35f
 imagenet100-paper f86d7f98ada8 55df405dfc22 canonical-b23c2b8d323c
+imagenet100-strong a4553de0e59d 09fae0ea44c5 views-b4f79206e67d
 quickstart 45332f6b136e 1e7b6134ac5f canonical-d0a8c6df10a0
 smoke 6fa5b73d0185 7668c19e5e1a canonical-5621c7c69bd8
 study-cpu ea9d41f0de2a 0893d5d5dc8d canonical-248dc19fb1f9
@@ -636,7 +639,7 @@ tiny-imagenet-100-cpu 77a243454347 9d03ecfec7fd canonical-b83040989c94
     [pytest.param(name, names, id=name) for name, *names in (line.split() for line in FOLDER_NAMES.strip().splitlines())],
 )
 def test_folders_keep_their_names(recipe: str, names: list[str]) -> None:
-    """Names of teacher, run and cache folders as version 0.1.0 gave them: keys added since must not move them."""
+    """Names of teacher, run and cache folders as the first version with the recipe gave them: keys added since must not move them."""
     loaded = load_recipe(recipe)
     trial = Trial(arm="a", seed=0, recipe=loaded)
     assert [teacher_name(loaded, "d"), trial.run_name("d", "t"), trial.cache_name("d", "t")] == names

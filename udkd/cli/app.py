@@ -19,7 +19,21 @@ from udkd.utils import terminal
 from udkd.utils.commands import Commands, Group
 from udkd.utils.output import err, out
 
-ORDER = ("quickstart", "data", "teacher", "recipe", "cache", "train", "eval", "report", "export", "predict", "study", "run")
+ORDER = (
+    "quickstart",
+    "data",
+    "teacher",
+    "recipe",
+    "views",
+    "cache",
+    "train",
+    "eval",
+    "report",
+    "export",
+    "predict",
+    "study",
+    "run",
+)
 """The commands in the order of the work; typer lists groups last."""
 
 START = """\
@@ -119,6 +133,10 @@ def _add(app: Commands, name: str) -> None:
             from udkd.cli.run import run_app
 
             app.add_typer(run_app, name=name)
+        case "views":
+            from udkd.cli.views import views_command
+
+            app.command(name, example="udkd views imagenet100-strong --data data --out views.png")(views_command)
         case "train":
             from udkd.cli.train import train_command
 
