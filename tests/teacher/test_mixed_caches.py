@@ -136,7 +136,8 @@ def mean_shares(spec: ViewSpec, dataset: DatasetFolder, cache: Cache, top: int) 
     for view in cache.views:
         labels = EpochViews(spec, 3, split, CPU).table(view)
         logits = cache.view_file(view).arrays["logits"]
-        assert labels.partner is not None and labels.share is not None
+        assert labels.partner is not None
+        assert labels.share is not None
         for sample in split.ids.tolist():
             best = np.argsort(-np.asarray(logits[sample], np.float32), kind="stable")[:top].tolist()
             share = float(labels.share[sample])
@@ -172,7 +173,8 @@ def test_correctness_weights_are_shared_by_hand(cache_dataset: DatasetFolder, mi
     ]
     for view in (0, 1, 0):
         table = EpochViews(spec, seed, split, CPU).table(view)
-        assert table.partner is not None and table.share is not None
+        assert table.partner is not None
+        assert table.share is not None
         for source in sources:
             target = source(batch, ids, view)
             predicted, labels = target.logits.float().argmax(-1), torch.from_numpy(split.labels.astype(np.int64))
@@ -257,7 +259,8 @@ def test_hostile_views_are_one_line() -> None:
                 read = CacheKey.from_json(text)
             except CacheError as error:
                 refused += 1
-                assert "\n" not in str(error) and len(str(error)) < 3000
+                assert "\n" not in str(error)
+                assert len(str(error)) < 3000
                 continue
             if views.get("ops_version", 1) == 1:
                 assert json.loads(json.dumps(ViewSpec.from_key_values(read.views).key_values)) == views
