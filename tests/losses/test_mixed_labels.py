@@ -1,4 +1,4 @@
-"""Labels of mixed samples: the loss against torch's and timm's soft labels in float64, what counts as correct, and the weights."""
+"""Labels of mixed samples: the loss against torch's and timm's soft labels in float64, the correct share, and weights."""
 
 import math
 
@@ -146,6 +146,6 @@ def test_settings_that_mixing_allows() -> None:
     parts = udkd.load_recipe("smoke", [*without_teacher, "train.batch_size=6", "train.accumulate=2"])
     assert parts.for_teacher().views.spec == parts.views.spec
     with pytest.raises(
-        ConfigError, match="the evidential loss takes one label a sample; expected cross_entropy; set loss.label"
+        ConfigError, match=r"the evidential loss takes one label a sample; expected cross_entropy; set loss\.label_loss or fit"
     ):
         udkd.load_recipe("smoke", [*without_teacher, "fit.loss='evidential'"]).for_teacher()

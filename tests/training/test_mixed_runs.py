@@ -105,7 +105,8 @@ def test_a_method_is_a_setting_of_the_one_loop(
     assert top1[0] != top1[1], "the term changes the result"
 
 
-@pytest.mark.parametrize("method", ["attention", *(pytest.param(name, marks=pytest.mark.long) for name in ("rkd", "fitnets"))])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["attention", "rkd", "fitnets"])
 def test_a_method_takes_mixed_views(bench: Bench, method: str) -> None:
     """Attention transfer and FitNets compare maps of the same mixed pixels; RKD, pooled features of them."""
     mixing = ("views.jitter='uint8'", "views.cutmix=1.0", "views.erase_prob=0.3")
