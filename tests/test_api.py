@@ -18,7 +18,7 @@ from udkd.augment.view_table import EpochViews
 from udkd.data.backends.registry import open_backend
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.losses.distill import distill
+from udkd.losses.distill import cross_entropy, distill
 from udkd.losses.settings import LossSettings
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
@@ -96,6 +96,56 @@ def test_cached_equals_live_bit_for_bit(loader: udkd.Loader, augment: udkd.Augme
             stored, computed = cached(batch, epoch), live(batch, epoch)
             assert torch.equal(not_none(stored.logits), not_none(computed.logits))
             assert torch.equal(not_none(stored.weight), not_none(computed.weight))
+
+
+MIXED = replace(
+    SPEC, policy="rand_augment", jitter="uint8", erase_prob=0.5, erase_fill="noise", mixup=0.8, cutmix=1.0, brightness=0.4
+)
+
+
+def test_own_loops_mix_samples(tmp_path: Path, data: udkd.Dataset, teacher: TeacherFolder) -> None:
+    """Pairs in one batch, targets of the mixed views from cache and teacher alike, and a loss of mixed labels."""
+    names = ("policy", "jitter", "erase_prob", "erase_fill", "mixup", "cutmix", "brightness")
+    mixing = [f"views.{name}={getattr(MIXED, name)!r}" for name in names]
+    recipe = small_recipe("teacher.views=2", *mixing)
+    assert recipe.views.spec == MIXED
+    udkd.build_cache(tmp_path / "cache", dataset=data, teacher=teacher, recipe=recipe, device="cpu")
+    augment = udkd.Augment(MIXED, data.train, seed=recipe.views.seed, device="cpu")
+    criterion = udkd.DistillationLoss(alpha=0.5, beta=0.5, gamma=0.0)
+    with udkd.Loader(data.train, batch_size=12, device="cpu", seed=3, arrange=augment.keep_pairs) as loader:
+        cached = udkd.CachedTeacher(tmp_path / "cache", loader, augment, sample_weight="correctness")
+        live = udkd.LiveTeacher(teacher.path, augment, batch_size=recipe.teacher.batch_size, sample_weight="correctness")
+        for epoch in (0, 1):
+            batches = list(loader.epoch(epoch))
+            shuffled = permutation(data.train.ids, 3, Stream.SAMPLE_ORDER, epoch)
+            assert ids(batches) == augment.keep_pairs(shuffled, epoch).tolist() != shuffled.tolist()
+            assert sorted(ids(batches)) == data.train.ids.tolist()
+            for batch in batches:
+                stored, computed, labels = cached(batch, epoch), live(batch, epoch), augment.labels(batch, epoch)
+                assert torch.equal(not_none(stored.logits), not_none(computed.logits))
+                assert torch.equal(not_none(stored.weight), not_none(computed.weight))
+                assert isinstance(labels, udkd.MixedLabels)
+                assert torch.equal(labels.own, batch.labels)
+                x = augment(batch, epoch).requires_grad_()
+                logits = x.mean((2, 3)) @ torch.eye(3, len(data.classes))
+                terms = criterion([logits], labels, stored)
+                assert torch.equal(terms.hard[0], cross_entropy(logits, labels))
+                terms.total.backward()
+        with pytest.raises(
+            ConfigError, match=r"is mixed with sample \d+, which is not in its batch; expected pairs in one batch"
+        ):
+            live(batches[0].rows(slice(0, 3)), 1)
+        assert not isinstance(udkd.Augment(SPEC, data.train, device="cpu").labels(batches[0], 1), udkd.MixedLabels)
+        plain = small_recipe()
+        udkd.build_cache(tmp_path / "eval", dataset=data, teacher=teacher, recipe=plain, device="cpu")
+        with pytest.raises(
+            ConfigError, match="holds targets of evaluation views, which show one of them; expected targets of the"
+        ):
+            udkd.CachedTeacher(tmp_path / "eval", loader, augment)
+        with pytest.raises(
+            MismatchError, match=r"give Augment the ViewSpec of the cache, or build .* \(views\.cutmix: stored 1.0"
+        ):
+            udkd.CachedTeacher(tmp_path / "cache", loader, udkd.Augment(SPEC, data.train, device="cpu"))
 
 
 def not_none(value: Tensor | None) -> Tensor:

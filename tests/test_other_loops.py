@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -134,6 +135,12 @@ def test_accelerate_takes_the_loader(dataset: DatasetFolder, loader: udkd.Loader
     train(by_hand, loader, 2)
     for ours, theirs in zip(by_hand.parameters(), accelerated.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    augment = udkd.Augment(udkd.ViewSpec(size_px=24, cutmix=1.0), dataset.train, device="cpu")
+    with udkd.Loader(dataset.train, 12, device="cpu", seed=SEED, arrange=augment.keep_pairs) as paired:
+        accelerator.prepare(paired).set_epoch(2)
+        assert ids(paired) == augment.keep_pairs(np.array(order(dataset, 2)), 2).tolist() != order(dataset, 2)
+        labels = [augment.labels(batch, 3) for batch in paired]
+        assert all(isinstance(each, udkd.MixedLabels) for each in labels)
     moved = accelerate.utils.send_to_device(next(iter(loader)), torch.device("meta"))
     assert isinstance(moved, Batch)
     assert moved.canvas.is_meta

@@ -11,7 +11,7 @@ import torch
 
 import udkd
 from tests.factories import make_dataset, make_teacher, small_recipe
-from tests.observers import StopAfter
+from tests.observers import Notes, StopAfter
 from tests.training.runs import checkpoint_hash, metrics_without_time
 from udkd.augment.apply import ViewTable, apply_each, view_pixels
 from udkd.augment.mixing import MixedLabels, pairs_together, partners
@@ -22,8 +22,10 @@ from udkd.augment.view_table import EpochLabels, EpochViews
 from udkd.augment.views import ViewSpec, draw_views
 from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
+from udkd.report.inputs import load_inputs
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.folder import TeacherFolder
+from udkd.training.predictions import read_predictions
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError
@@ -54,6 +56,7 @@ SETTINGS = (
     "loss.label_smoothing=0.1",
     "teacher.views=2",
     "train.epochs=2",
+    "students=[{architecture='squeezenet1_1', lr=0.01}]",
 )
 COUNT = 13
 
@@ -226,7 +229,7 @@ def cached(run: Any) -> Path:
     ("name", "settings"),
     [
         ("resident", ("data.backend='resident'", "train.input='resident'", "train.cuda_graph=false")),
-        ("folder", ("data.backend='folder'", "train.input='stream'", "data.workers=2")),
+        pytest.param("folder", ("data.backend='folder'", "train.input='stream'", "data.workers=2"), marks=LONG),
         pytest.param("stopped in an epoch", (), marks=LONG),
         ("stopped, live teacher", ("teacher.batch_size=8",)),
     ],
@@ -253,8 +256,21 @@ def test_paths_of_another_order_of_sums_train_alike(run: Any, name: str, setting
     """One step of 18 pairs. Four parts of nine images hold no whole pairs: a batch is mixed before it is divided."""
     one_step = ("train.batch_size=36", "train.epochs=1")
     rows = [first_row(run(f"one step, {other}", *one_step, *more)) for other, more in ((name, settings), (f"{name} not", ()))]
-    for term in ("hard", "teacher", "peer", "top1"):
+    for term in ("hard", "teacher", "top1"):
         assert rows[0][term] == pytest.approx(rows[1][term], rel=1e-4), term
+
+
+def test_an_evaluation_leaves_out_targets_of_mixed_samples(cached: Path) -> None:
+    """Also where the cache is named: a target of two images is no prediction for one."""
+    notes = Notes()
+    cache = cached.parent / "cache"
+    result = udkd.evaluate(cached, cache=cache, device="cpu", observer=notes)
+    assert result["num_samples"] == 4
+    assert any("left out the teacher's predictions for the training images: its targets are" in line for line in notes.lines)
+    assert read_predictions(cached / "predictions.safetensors")[0].targets is None
+    inputs = load_inputs(cached, cache=cache)
+    assert inputs.targets is None
+    assert "holds targets of mixed samples, which no single image explains" in (inputs.why_no_targets or "")
 
 
 def test_own_loops_refuse_a_batch_without_pairs(data: DatasetFolder) -> None:

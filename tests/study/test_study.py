@@ -258,6 +258,11 @@ def test_caches_are_shared_where_their_targets_are_equal() -> None:
     assert name() == name("train.epochs=9", "loss.alpha=0.1", "train.seed=3", "views.seed=5")
     assert name("teacher.views=2") == name("teacher.views=9")
     assert len({name(), name("teacher.views=2"), name("teacher.views=2", "views.seed=5"), name("evaluation.resize_px=33")}) == 4
+    # Arms of other training views: they share targets of evaluation views, and none of their own views.
+    strong = ("views.policy=rand_augment", "views.jitter=uint8")
+    assert name(*strong) == name("views.erase_prob=0.5", "views.jitter=uint8") == name()
+    mixed = [("teacher.views=2", "views.jitter=uint8", f"views.{each}") for each in ("cutmix=1.0", "mixup=0.8", "cutmix=0.5")]
+    assert len({name("teacher.views=2"), name("teacher.views=2", *strong), *(name(*each) for each in mixed)}) == 5
 
 
 # Statistics

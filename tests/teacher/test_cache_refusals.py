@@ -76,6 +76,14 @@ CASES = {
         ("views.flip=0.0", "views.scale=[0.5, 1.0]"),
     ),
     "seed": Case({"seed": "stored 0, wanted 9"}, ("views.seed=9",)),
+    "operations": Case(
+        {
+            "views.policy": "stored 'none', wanted 'trivial_augment_wide'",
+            "views.fill": "stored [0, 0, 0], wanted [1, 2, 3]",
+            "views.jitter": "",
+        },
+        ("views.policy=trivial_augment_wide", "views.fill=[1,2,3]", "views.jitter=uint8"),
+    ),
     "dataset": Case({"dataset_digest": ""}, given={"data": "other"}),
     "precision": Case({"precision": "stored 'float32', wanted 'bfloat16'"}, ("teacher.precision=bfloat16",)),
     "folded": Case({"precision": "wanted 'float32, batch norm folded'"}, ("teacher.fold_bn=true",)),

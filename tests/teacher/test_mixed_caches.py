@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.cli.commands import code_of
 from tests.teacher.cache_fixtures import CPU, EXCLUDED, RECIPE, SAMPLES, run_in_threads, views_of
 from tests.teacher.test_hostile_cache import ODD_VALUES
 from udkd.augment.view_table import EpochLabels, EpochViews
@@ -108,6 +109,7 @@ def test_any_build_gives_the_same_bytes(
         assert views_of(tmp_path / name) == views_of(mixed.folder), name
 
 
+@pytest.mark.long
 def test_other_batches_and_blocks_give_the_same_targets(
     tmp_path: Path, cache_dataset: DatasetFolder, cache_teacher: TeacherFolder, mixed: Cache
 ) -> None:
@@ -136,7 +138,8 @@ def mean_shares(spec: ViewSpec, dataset: DatasetFolder, cache: Cache, top: int) 
     for view in cache.views:
         labels = EpochViews(spec, 3, split, CPU).table(view)
         logits = cache.view_file(view).arrays["logits"]
-        assert labels.partner is not None and labels.share is not None
+        assert labels.partner is not None
+        assert labels.share is not None
         for sample in split.ids.tolist():
             best = np.argsort(-np.asarray(logits[sample], np.float32), kind="stable")[:top].tolist()
             share = float(labels.share[sample])
@@ -153,6 +156,12 @@ def test_a_summary_counts_mixed_labels_by_their_shares(cache_dataset: DatasetFol
     assert summary.top1 == pytest.approx(mean_shares(spec, cache_dataset, mixed, 1), abs=1e-3)
     assert summary.top5 == pytest.approx(mean_shares(spec, cache_dataset, mixed, 5), abs=1e-3)
     assert mixed.key.mixes
+
+
+def test_cache_info_says_how_it_counts(cache_dataset: DatasetFolder, mixed: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code_of("cache", "info", mixed.folder, "--data", cache_dataset.path) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of these targets, where each label of a mixed view counts by its share" in shown
 
 
 def test_no_prediction_of_a_mixed_view_counts_as_one_of_an_image(cache_dataset: DatasetFolder, mixed: Cache) -> None:
@@ -172,7 +181,8 @@ def test_correctness_weights_are_shared_by_hand(cache_dataset: DatasetFolder, mi
     ]
     for view in (0, 1, 0):
         table = EpochViews(spec, seed, split, CPU).table(view)
-        assert table.partner is not None and table.share is not None
+        assert table.partner is not None
+        assert table.share is not None
         for source in sources:
             target = source(batch, ids, view)
             predicted, labels = target.logits.float().argmax(-1), torch.from_numpy(split.labels.astype(np.int64))
@@ -235,7 +245,7 @@ def test_views_of_another_operations_version_are_refused_without_a_setting(cache
 
 def test_hostile_views_are_one_line() -> None:
     """Values of every kind in every field: either the very key that a build would write, or a CacheError."""
-    key, refused, rng = CacheKey.from_json(OLD_KEY), 0, np.random.default_rng(0)
+    messages, rng = list[str](), np.random.default_rng(0)
     odd = [
         *ODD_VALUES,
         [0.1],
@@ -256,13 +266,12 @@ def test_hostile_views_are_one_line() -> None:
             try:
                 read = CacheKey.from_json(text)
             except CacheError as error:
-                refused += 1
-                assert "\n" not in str(error) and len(str(error)) < 3000
+                messages.append(str(error))
                 continue
             if views.get("ops_version", 1) == 1:
                 assert json.loads(json.dumps(ViewSpec.from_key_values(read.views).key_values)) == views
-    assert refused > 500
-    assert key.views_version == 1
+    assert len(messages) > 500
+    assert not any("\n" in message or len(message) > 3000 for message in messages)
 
 
 def test_imported_logits_are_of_evaluation_views_and_fit_no_recipe_that_mixes(

@@ -98,8 +98,9 @@ def test_impossible_inputs_and_captures_are_one_line(tmp_path: Path, dataset: Da
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("mixes", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_three_graphs_and_no_recompiles(
-    tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, monkeypatch: pytest.MonkeyPatch, mixes: bool
 ) -> None:
     """Augmentation, forward, backward: counted where it is decided, without the minutes that inductor takes."""
     backward_graphs = []
@@ -117,7 +118,8 @@ def test_three_graphs_and_no_recompiles(
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    recipe = recipe_of('train.compile="all"')
+    views = ("views.policy='rand_augment'", "views.erase_prob=0.5", "views.cutmix=1.0", "loss.alpha=1", "loss.beta=0")
+    recipe = recipe_of('train.compile="all"', *((*views, "views.jitter='uint8'") if mixes else ()))
     trainer = Trainer(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "run", device=CPU, cache=cache))
     trainer._train_epoch(0, 0)
     warm = dict(counters["stats"])

@@ -105,6 +105,16 @@ def test_a_method_is_a_setting_of_the_one_loop(
     assert top1[0] != top1[1], "the term changes the result"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["attention", "rkd", "fitnets"])
+def test_a_method_takes_mixed_views(bench: Bench, method: str) -> None:
+    """Attention transfer and FitNets compare maps of the same mixed pixels; RKD, pooled features of them."""
+    mixing = ("views.jitter='uint8'", "views.cutmix=1.0", "views.erase_prob=0.3")
+    recipe = small_recipe("train.epochs=1", f'loss.method="{method}"', "loss.beta=0", *FEATURES, *mixing)
+    row = RunFolder.open(bench.run("mixed", recipe)).metrics()[0]["train"]
+    assert min(row["method"]) > 0
+
+
 @pytest.fixture(scope="module")
 def plain_rows(
     tmp_path_factory: pytest.TempPathFactory, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path

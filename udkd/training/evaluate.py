@@ -101,7 +101,7 @@ def _evaluate(
         average=scored.average,
         teacher_name=frozen.architecture if frozen else None,
         teacher=scored.teacher_predictions,
-        targets=_training_targets(dataset, provenance, cache, observer),
+        targets=_training_targets(recipe, dataset, provenance, cache, observer),
     )
     result = {
         "split": "val",
@@ -251,10 +251,13 @@ def _scored(
 
 
 def _training_targets(
-    dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
+    recipe: Recipe, dataset: DatasetFolder, provenance: dict[str, Any], cache: Path | None, observer: Observer
 ) -> TeacherPredictions | None:
     """The cached teacher's predictions for the training images. An unusable cache is an error only if the caller named it."""
     if "cache" not in provenance:
+        return None
+    if recipe.views.spec.mixes:
+        observer.note("left out the teacher's predictions for the training images: its targets are those of mixed samples")
         return None
     try:
         return cached_targets(dataset.split("train"), provenance, cache)
