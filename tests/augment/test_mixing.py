@@ -131,7 +131,7 @@ def test_mixups_share_is_beta(alpha: float) -> None:
 
 def test_a_tiny_alpha_mixes_almost_nothing() -> None:
     """Beta's mass is at 0 and 1; logarithms far below the smallest float64 must not turn into a half."""
-    for alpha in (1e-3, 1e-6):
+    for alpha in (1e-3, 1e-6, 1e-308, 5e-324):
         share = drawn(10_000, mixup=alpha)["share"]
         assert ((share < 0.001) | (share > 0.999)).mean() > 0.95
         assert abs((share > 0.5).mean() - 0.5) < 0.025

@@ -167,6 +167,14 @@ def test_epoch_labels_are_those_of_the_batches() -> None:
     assert plain(0) is plain(1), "one tensor for all views"
 
 
+def test_no_samples_and_canvases_in_any_layout() -> None:
+    views, canvas = table(STRONG), canvases()
+    assert len(view_pixels(canvas[:0], views.gather(torch.arange(0)), STRONG, 24)) == 0
+    views = views.gather(torch.arange(COUNT))
+    scattered = canvas.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    assert torch.equal(view_pixels(scattered, views, STRONG, 24), view_pixels(canvas, views, STRONG, 24))
+
+
 def test_a_batch_without_a_partner_stops_without_a_wait() -> None:
     """For a GPU, where nothing is read back: the assertion is an operation that a graph can hold."""
     views = table(STRONG)

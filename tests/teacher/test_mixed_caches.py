@@ -284,5 +284,15 @@ def test_imported_logits_are_of_evaluation_views_and_fit_no_recipe_that_mixes(
     options: dict[str, Any] = {"cache": imported.folder, "teachers": []}
     with pytest.raises(MismatchError, match="policy"):
         open_targets(recipe(1), cache_dataset, pixel_class, CPU, **options)
-    with pytest.raises(CacheError, match="holds targets of evaluation views, which show one sample"):
+    with pytest.raises(CacheError, match="views that show one sample, and the students' views show two mixed samples"):
         open_targets(recipe(1), cache_dataset, pixel_class, CPU, allow=("policy", "seed", "views"), **options)
+
+
+def test_no_allowed_difference_gives_mixed_views_to_other_samples(cache_dataset: DatasetFolder, mixed: Cache) -> None:
+    pixel_class = open_backend("folder", cache_dataset.split("train"), CPU).describe()
+    options: dict[str, Any] = {"cache": mixed.folder, "teachers": [], "allow": ("policy", "seed", "views")}
+    open_targets(recipe(2, {"fill": [1, 2, 3]}), cache_dataset, pixel_class, CPU, **options)
+    unmixed: dict[str, object] = {"mixup": 0.0, "cutmix": 0.0}
+    for other in (recipe(2, unmixed), Recipe.from_dict(recipe(2, unmixed).to_dict() | {"teacher": {"batch_size": 8}}, "test")):
+        with pytest.raises(CacheError, match="views that show two mixed samples, and the students' views show one"):
+            open_targets(other, cache_dataset, pixel_class, CPU, **options)

@@ -80,7 +80,7 @@ class ViewTable:
         is_partner_BB = ids_B[None, :] == self.partner[:, None]
         # Without a partner a sample would be mixed with another one: stop, without making the host wait.
         torch._assert_async(is_partner_BB.any(1).all(), "a sample's partner is not in its batch")
-        return replace(self, mate=is_partner_BB.int().argmax(1))
+        return replace(self, mate=is_partner_BB.int().argmax(1) if len(ids_B) else ids_B)  # nothing has no argmax
 
     def labels(self, labels_B: Tensor) -> "Tensor | MixedLabels":
         """The labels of the views of a batch: int64 [B] as given, or those of the mixed samples."""
@@ -269,7 +269,7 @@ def _sums(lines_BSD: Tensor, position_BOK: Tensor, weight_BOK: Tensor, *, clamp:
     first_B = side * torch.arange(batch, device=lines_BSD.device)
     sums = F.embedding_bag(
         (position_BOK + first_B[:, None, None]).view(batch * size, count),
-        lines_BSD.view(batch * side, values),
+        lines_BSD.reshape(batch * side, values),
         per_sample_weights=weight_BOK.reshape(batch * size, count),
         mode="sum",
     )

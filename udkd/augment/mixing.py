@@ -100,6 +100,7 @@ def _box(keys: U64, own: F64, size_px: int) -> NDArray[np.int64]:
 def _beta(keys: U64, alpha: float) -> F64:
     """Beta(alpha, alpha) by Jöhnk's rejection: float64 [N]. Below 1e-5 of the pairs find no value in 64 tries for alpha = 2."""
     drawn = np.full(len(keys), 0.5)
+    alpha = max(alpha, 1e-300)  # a smaller one gives infinite logarithms, whose difference is no number
     waiting = np.arange(len(keys))
     for attempt in range(_TRIES):
         tried = keys[waiting]

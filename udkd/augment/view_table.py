@@ -119,7 +119,7 @@ class Augment:
         self.seed = seed
         self.device = resolve_device(device)
         self._views = EpochViews(spec, seed, split, self.device)
-        self._checked_pairs = False
+        self._checked_epoch = -1
 
     def __call__(self, batch: Batch, epoch: int) -> Tensor:
         """Normalised input, float32 [B, 3, size_px, size_px], channels_last. The first call of an epoch draws all its views."""
@@ -158,9 +158,9 @@ class Augment:
         """The views of a batch's samples."""
         table = self._views.table(epoch)
         self._views.prepare(epoch + 1)
-        # On a GPU this waits: once is enough to find an order without pairs, and `paired` asserts the rest.
-        if table.partner is not None and (batch.ids.device.type == "cpu" or not self._checked_pairs):
-            self._checked_pairs = True
+        # On a GPU this waits: once an epoch is enough to find an order without its pairs, and `paired` asserts the rest.
+        if table.partner is not None and (batch.ids.device.type == "cpu" or self._checked_epoch != epoch):
+            self._checked_epoch = epoch
             missing = ~torch.isin(table.partner[batch.ids], batch.ids)
             if missing.any():
                 sample = int(batch.ids[missing][0])

@@ -279,10 +279,11 @@ def _cached(
     if opened.unchecked:
         observer.note(opened.unchecked)
     opened.require_rows(len(split.labels), split.ids, len(dataset.classes))
-    if recipe.views.spec.mixes and opened.key.policy == "canonical":  # an allowed difference
+    if recipe.views.spec.mixes != opened.key.mixes:  # an allowed difference, but these are targets of other samples
+        stored, wanted = ("two mixed samples", "one") if opened.key.mixes else ("one sample", "two mixed samples")
         raise CacheError(
-            f"{cache} holds targets of evaluation views, which show one sample, and views.mixup or views.cutmix mixes two; "
-            "expected targets of the mixed views; build a cache for these settings"
+            f"{cache} holds targets of views that show {stored}, and the students' views show {wanted}; expected targets of what "
+            "the students see; build a cache for these settings"
         )
     if opened.key.policy == "views":
         views = recipe.teacher.views
