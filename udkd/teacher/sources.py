@@ -282,8 +282,8 @@ def _cached(
     if recipe.views.spec.mixes != opened.key.mixes:  # an allowed difference, but these are targets of other samples
         stored, wanted = ("two mixed samples", "one") if opened.key.mixes else ("one sample", "two mixed samples")
         raise CacheError(
-            f"{cache} holds targets of views that show {stored}, and the students' views show {wanted}; expected targets of what "
-            "the students see; build a cache for these settings"
+            f"{cache} holds targets of views that show {stored}, and the students' views show {wanted}; expected targets of "
+            "what the students see; build a cache for these settings"
         )
     if opened.key.policy == "views":
         views = recipe.teacher.views

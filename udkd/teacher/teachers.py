@@ -27,8 +27,8 @@ class CachedTeacher:
     """The cached teacher logits and weights of a batch: `targets = teacher(batch, epoch)`.
 
     A cache of augmented views must have the augmentation's spec and seed. Epoch e uses view e; to reuse K views in turn, pass
-    epoch % num_views to teacher and augmentation, also to its `keep_pairs` and `labels`. A cache of evaluation views fits any augmentation that mixes no samples. Of
-    imported logits a warning lists what nothing can check.
+    epoch % num_views to teacher and augmentation, also to its `keep_pairs` and `labels`. A cache of evaluation views fits any
+    augmentation that mixes no samples. Of imported logits a warning lists what nothing can check.
     sample_weight: a kind of udkd.losses.sample_weight; "constant" is weight 1.
 
     Raises CacheError: no cache, a damaged one, or a missing view. MismatchError: targets of other data, pixels or views; it
