@@ -1,4 +1,4 @@
-"""Operations, erasing and mixing of views: against torchvision, Pillow and timm, and the same bits however they are computed."""
+"""Operations on views: against torchvision, Pillow and timm, and the same bits however they are computed."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -19,12 +19,14 @@ from torchvision.transforms.v2 import functional as F
 
 from udkd.augment import operations
 from udkd.augment.erasing import BOX_BITS
+from udkd.augment.mixing import BLEND_BITS
 from udkd.augment.operations import OpSettings, apply_op, apply_rows, erase, mix
 from udkd.augment.policies import _RANGES, FACTOR_BITS, FACTORS, FRACTION_BITS, HUE_BITS, WARPS, Op, encode
 
 OPS = tuple(op for op in Op if op != Op.IDENTITY)
 KINDS = ("noise", "smooth", "narrow", "constant", "two values")
 FILL = (9, 20, 200)
+NEAREST = OpSettings()
 
 
 def image(kind: str, size_px: int, seed: int) -> Tensor:
@@ -45,12 +47,12 @@ def image(kind: str, size_px: int, seed: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values).astype(np.uint8))
 
 
-def apply_one(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = OpSettings()) -> Tensor:
+def apply_one(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = NEAREST) -> Tensor:
     magnitude_12 = torch.from_numpy(encode(op, np.array([float(value)]), len(pixels_OO3)))
     return apply_op(op, pixels_OO3[None], magnitude_12, settings)[0]
 
 
-def torchvision_op(op: Op, value: float, size_px: int, settings: OpSettings = OpSettings()) -> Callable[[Tensor], Tensor]:
+def torchvision_op(op: Op, value: float, size_px: int, settings: OpSettings = NEAREST) -> Callable[[Tensor], Tensor]:
     """Its function on uint8 [3, O, O], with the magnitude as encoded. RandAugment calls shears and translations like this."""
     factor, turns = round(value * 2**FACTOR_BITS) / 2**FACTOR_BITS, round(value * 2**HUE_BITS) / 2**HUE_BITS
     warp: dict[str, Any] = {
@@ -85,7 +87,7 @@ def differences(one_OO3: Tensor, other_OO3: Tensor) -> Tensor:
     return (one_OO3.int() - other_OO3.int()).abs()
 
 
-def torchvision_difference(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = OpSettings()) -> Tensor:
+def torchvision_difference(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = NEAREST) -> Tensor:
     theirs = torchvision_op(op, value, len(pixels_OO3), settings)(pixels_OO3.permute(2, 0, 1)).permute(1, 2, 0)
     return differences(apply_one(op, value, pixels_OO3, settings), theirs)
 
@@ -333,6 +335,31 @@ def test_the_same_bits_in_any_batch_and_with_any_setting(settings: OpSettings, m
         assert torch.equal(apply_rows(x[:0], op[:0], magnitude[:0], rows, settings), x[:0])
     monkeypatch.setattr(operations, "_CHUNK_VALUES", 1)
     assert torch.equal(apply_rows(x, op, magnitude, rows, settings), wanted)
+
+
+@given(
+    size_px=st.sampled_from([1, 2, 13]),
+    boxes=st.lists(st.tuples(*[st.integers(0, 1 << BOX_BITS)] * 4).map(sorted), min_size=4, max_size=4),
+    blends=st.lists(st.integers(0, 1 << BLEND_BITS), min_size=4, max_size=4),
+)
+@hypothesis_settings(max_examples=40)
+def test_erasing_and_mixing_box_by_box_or_all_at_once(size_px: int, boxes: list[list[int]], blends: list[int]) -> None:
+    x, keys, mate = (
+        torch.stack([image("noise", size_px, n) for n in range(4)]),
+        torch.arange(4) * 999,
+        torch.tensor([2, 1, 0, 3]),
+    )
+    box = torch.tensor([[top, left, bottom, right] for top, left, bottom, right in boxes], dtype=torch.int32)
+    blend = torch.tensor(blends, dtype=torch.int32)
+    before = x.clone()
+    for do in (lambda: erase(x, box, keys, "mean"), lambda: erase(x, box, keys, "noise"), lambda: mix(x, mate, blend, box)):
+        done = do()
+        with dense():
+            assert torch.equal(do(), done)
+    share = blend.view(-1, 1, 1, 1) / (1 << BLEND_BITS)
+    wanted = (x * share.double() + x[mate] * (1 - share.double()) + 0.5).floor().to(torch.uint8)
+    assert torch.equal(done, torch.where(operations.inside(box, size_px), x[mate], wanted))
+    assert torch.equal(x, before)
 
 
 class NoWaits(TorchDispatchMode):
