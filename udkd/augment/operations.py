@@ -349,8 +349,10 @@ def _blurred(x: Tensor, weight_BK: Tensor, radius: int, dim: int) -> Tensor:
         tap = torch.arange(2 * radius + 1, device=x.device)
         weight_BT11 = weight_BK.index_select(1, (tap - radius).abs())[:, :, None, None]
         place = torch.arange(size_px, device=x.device)[:, None] + tap
-        lines = padded.transpose(1, dim).index_select(1, place.view(-1)).unflatten(1, (size_px, 2 * radius + 1))
-        return (lines * weight_BT11[:, None]).sum(2, dtype=torch.int32).transpose(1, dim)
+        lines = padded.transpose(1, dim).index_select(1, place.view(-1))
+        lines = lines.view(len(x), size_px, len(tap), *lines.shape[2:])
+        blurred: Tensor = (lines * weight_BT11[:, None]).sum(2, dtype=torch.int32).transpose(1, dim)
+        return blurred
     total = padded.narrow(dim, radius, size_px) * weight_BK[:, 0].view(-1, 1, 1, 1)
     for k in range(1, radius + 1):
         both = padded.narrow(dim, radius - k, size_px) + padded.narrow(dim, radius + k, size_px)
