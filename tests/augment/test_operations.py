@@ -59,7 +59,7 @@ def torchvision_op(op: Op, value: float, size_px: int, settings: OpSettings = NE
         "interpolation": InterpolationMode.BILINEAR if settings.bilinear else InterpolationMode.NEAREST,
         "fill": list(settings.fill) if any(settings.fill) else None,
     }
-    degrees, px = math.degrees(math.atan(value)), int(value * size_px)
+    degrees, px = math.degrees(math.atan(value)), whole_px(value, size_px)
     taps = 2 * settings.blur_radius + 1
     functions: dict[Op, Callable[[Tensor], Tensor]] = {
         Op.BRIGHTNESS: lambda x: F.adjust_brightness(x, factor),
@@ -155,11 +155,16 @@ def test_strong_blurs() -> None:
         assert size_px == 1 or (blurred.float().mean() - periodic.mean()).abs() < 3
 
 
+def whole_px(value: float, size_px: int) -> int:
+    """A translation in pixels, rounded towards 0; a product a few last bits below a whole number is that number."""
+    return int(value * size_px + math.copysign(2.0**-20, value))
+
+
 def exact_source(op: Op, value: float, size_px: int, pixels: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """y and x of the source of each output pixel, float64 [O, O], or of those in `pixels`, from the definition."""
     along = np.arange(size_px) if pixels is None else np.array(pixels)
     y, x = (each.astype(np.float64) for each in np.meshgrid(along, along, indexing="ij"))
-    centre, shift = (size_px - 1) / 2, int(value * size_px)
+    centre, shift = (size_px - 1) / 2, whole_px(value, size_px)
     if op == Op.ROTATE:
         cos, sin = math.cos(math.radians(value)), math.sin(math.radians(value))
         return sin * (x - centre) + cos * (y - centre) + centre, cos * (x - centre) - sin * (y - centre) + centre

@@ -45,7 +45,7 @@ def bank() -> tuple[Tensor, np.ndarray]:
 
 
 def sha256s(views_BOO3: Tensor) -> list[bytes]:
-    return [hashlib.sha256(view).digest() for view in views_BOO3.numpy()]
+    return [hashlib.sha256(view).digest() for view in views_BOO3.contiguous().numpy()]
 
 
 def hashes(order: np.ndarray, batch: int, make: object = pixels, *, at_once: bool = True) -> Hashes:

@@ -62,9 +62,11 @@ PLAIN_JITTER = tuple(f"views.{name}=0.0" for name in ("brightness", "contrast", 
     ("views", "epochs", "more"),
     [
         ('"eval"', 2, ()),
-        ("2", 3, ()),
+        pytest.param("2", 3, (), marks=LONG),
         ("5", 5, (*PLAIN_JITTER, *STRONG)),  # 60 steps, new views in each
-        ("2", 3, (*STRONG, "views.jitter='uint8'", "views.mixup=0.8", "loss.sample_weight='correctness'")),
+        pytest.param(
+            "2", 3, (*STRONG, "views.jitter='uint8'", "views.mixup=0.8", "loss.sample_weight='correctness'"), marks=LONG
+        ),
     ],
 )
 def test_cached_equals_live_bit_for_bit(
