@@ -1,20 +1,28 @@
-"""Crop, resize, flip and jitter of a batch: ours against torchvision, image by image, by canvas side."""
+"""Crop, resize, flip and jitter of a batch, each operation and whole policies: ours against torchvision, image by image."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from matplotlib.figure import Figure
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
 
 from benchmarks.common.figures import MARKERS, Palette, draw
 from benchmarks.common.harness import canvases, paper_recipe, view_table
 from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, RoundsOption
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.augment import apply as augment
+from udkd.augment.mixing import partners
+from udkd.augment.operations import MEAN, OpSettings, apply_rows, erase, mix
+from udkd.augment.policies import Op, encode
 from udkd.augment.preprocessing import IMAGENET, NetworkInput
+from udkd.augment.views import ViewSpec, draw_views
 from udkd.utils.compile import compiled
 from udkd.utils.environment import choose_device
 from udkd.utils.terminal import DeviceOption
@@ -22,11 +30,44 @@ from udkd.utils.terminal import DeviceOption
 EXPECTATION = """On a CPU the exact sums cost about what torchvision's separable filter does at 224 px, which reads the same
 pixels, and grow a little with the canvas side, all of which is made float32; jitter costs several times as much. On a GPU
 the sums are bound by memory: below 10 µs an image at canvas 256, growing with the side; eager jitter and normalisation as
-much again, and compiled half of that. Torchvision image by image is bound by launches on a GPU: 100 times slower."""
+much again, and compiled half of that. Torchvision image by image is bound by launches on a GPU: 100 times slower.
+Operations on a CPU: half of torchvision's time for warps of the nearest pixel, hue, solarize, sharpness and blur, which it
+computes with more passes over float32; as fast for factors, autocontrast and equalize; slower for grayscale, saturation and
+bilinear warps, as our channels lie side by side, and for invert and posterize, a single pass that is copied once more. The
+sum over RandAugment(2, 9) 0.6 of torchvision's time at 224 px and a third at 64 px, where its calls cost more than the work."""
+
+TORCHVISION = "torchvision, image by image"
+VALUES: dict[Op, float] = {
+    Op.BRIGHTNESS: 1.3,
+    Op.CONTRAST: 1.3,
+    Op.SATURATION: 1.3,
+    Op.SHARPNESS: 1.3,
+    Op.HUE: 0.1,
+    Op.SOLARIZE: 128,
+    Op.POSTERIZE: 4,
+    Op.INVERT: 0,
+    Op.AUTOCONTRAST: 0,
+    Op.EQUALIZE: 0,
+    Op.GRAYSCALE: 0,
+    Op.BLUR: 1.0,
+    Op.ROTATE: 9,
+    Op.SHEAR_X: 0.09,
+    Op.SHEAR_Y: 0.09,
+    Op.TRANSLATE_X: 0.13,
+    Op.TRANSLATE_Y: 0.13,
+}
+"""The operations that torchvision has, and the magnitudes they are timed with, those of RandAugment(2, 9) where it has them."""
+POLICIES: dict[str, tuple[ViewSpec, type[v2.Transform]]] = {
+    "RandAugment(2, 9)": (ViewSpec(policy="rand_augment"), v2.RandAugment),
+    "TrivialAugmentWide": (ViewSpec(policy="trivial_augment_wide"), v2.TrivialAugmentWide),
+    "AutoAugment": (ViewSpec(policy="auto_augment"), v2.AutoAugment),
+}
+_DRAWS = 8  # batches of drawn views per call, so that each contains most operations
 
 
 def main(
     batch: Annotated[int, typer.Option("--batch", min=0, help="0: 256 on a GPU, else 16.")] = 0,
+    operations: Annotated[bool, typer.Option("--operations", help="Also operations and policies.")] = False,
     px: Annotated[int, typer.Option("--px", min=0, help="Side of the views; 0: 224.")] = 0,
     sides: Annotated[list[int] | None, typer.Option("--side", min=32, help="Canvas side; repeatable.")] = None,
     compile: Annotated[bool, typer.Option("--compile/--no-compile", help="Also compiled (minutes on a CPU).")] = True,
@@ -41,7 +82,12 @@ def main(
     result = BenchmarkResult.begin("augment", EXPECTATION, dev, {"batch": batch, "px": px, "sides": sides})
     for side in sides:
         timed = measure(side, px, batch, dev, rounds, compile)
-        result.add(timed, baseline="torchvision, image by image", side=side, px=px, batch=batch)
+        result.add(timed, baseline=TORCHVISION, side=side, px=px, batch=batch)
+        result.write(results)
+    for size_px, count in [(px, batch), (64, 4 * batch)] if operations else []:
+        for name, variants in {**operation_variants(size_px, count, dev), **policy_variants(size_px, count, dev)}.items():
+            timed = side_by_side(variants, dev, rounds=rounds)
+            result.add(timed, baseline=TORCHVISION, operation=name, px=size_px, batch=count)
         result.write(results)
     draw(results, f"augment-{result.slug}", lambda figure, palette: _plot(result, figure, palette))
 
@@ -61,7 +107,7 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
         ]
     )
     variants: dict[str, Callable[[], object]] = {
-        "torchvision, image by image": lambda: torch.stack([torchvision_transform(image) for image in images]),
+        TORCHVISION: lambda: torch.stack([torchvision_transform(image) for image in images]),
         "ours, window alone": lambda: augment.pixels(batch_data.canvas, views, px),
         "ours": lambda: augment.apply(batch_data.canvas, views, spec),
     }
@@ -76,10 +122,108 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
         return side_by_side([Variant(name, run, items=batch) for name, run in variants.items()], device, rounds=rounds)
 
 
+def operation_variants(px: int, batch: int, device: torch.device) -> dict[str, list[Variant]]:
+    """Each operation on all samples, and warps once more with bilinear interpolation."""
+    pixels = canvases(batch, px, device).canvas
+    images = pixels.permute(0, 3, 1, 2).contiguous()
+    timed = {}
+    for op, value in VALUES.items():
+        warps = op.name.startswith(("ROTATE", "SHEAR", "TRANSLATE"))
+        for mode in (InterpolationMode.NEAREST, InterpolationMode.BILINEAR)[: 1 + warps]:
+            bilinear = mode == InterpolationMode.BILINEAR
+            settings = OpSettings(bilinear=bilinear, blur_radius=6)
+            op_BR = torch.full((batch, 1), op.value, dtype=torch.int8, device=device)
+            magnitude_BR2 = torch.from_numpy(encode(op, np.full(batch, float(value)), px))[:, None].to(device)
+            ours = partial(apply_rows, pixels, op_BR, magnitude_BR2, ((op,),), settings)
+            theirs = partial(_each, _torchvision_op(op, value, px, mode), images)
+            name = op.name.lower() + (" (bilinear)" if bilinear else "")
+            timed[name] = [Variant(TORCHVISION, theirs, items=batch), Variant("ours", ours, items=batch)]
+    return timed
+
+
+def policy_variants(px: int, batch: int, device: torch.device) -> dict[str, list[Variant]]:
+    """Policies on pixels, and RandAugment with erasing and CutMix."""
+    pixels = canvases(batch, px, device).canvas
+    images = pixels.permute(0, 3, 1, 2).contiguous()
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    timed = {}
+    for name, (spec, transform) in POLICIES.items():
+        tables = _tables(replace(spec, size_px=px), batch, device)
+        ours = partial(_draws, pixels, tables, replace(spec, size_px=px))
+        timed[name] = [
+            Variant(TORCHVISION, partial(_each, transform(), images, _DRAWS), items=batch * _DRAWS),
+            Variant("ours", ours, items=batch * _DRAWS),
+        ]
+    full = ViewSpec(size_px=px, policy="rand_augment", erase_prob=0.25, cutmix=1.0)
+    each = v2.Compose([v2.RandAugment(), v2.RandomErasing(0.25, value=list(MEAN))])
+    cutmix = v2.CutMix(num_classes=10)
+    timed["RandAugment, erasing, CutMix"] = [
+        Variant(TORCHVISION, lambda: [cutmix(_each(each, images), labels) for _ in range(_DRAWS)], items=batch * _DRAWS),
+        Variant("ours", partial(_draws, pixels, _tables(full, batch, device), full), items=batch * _DRAWS),
+    ]
+    return timed
+
+
+def _each(transform: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, times: int = 1) -> torch.Tensor:
+    for _ in range(times):
+        done = torch.stack([transform(image) for image in images])
+    return done
+
+
+def _tables(spec: ViewSpec, batch: int, device: torch.device) -> list[augment.ViewTable]:
+    ids, sizes = np.arange(batch), np.full((batch, 4), spec.size_px)
+    tables = []
+    for view in range(_DRAWS):
+        partner = partners(0, view, ids, batch) if spec.mixes else None
+        table = augment.ViewTable.of(draw_views(spec, 0, view, ids, sizes, partner), device)
+        tables.append(table if partner is None else table.paired(torch.from_numpy(ids).to(device)))
+    return tables
+
+
+def _draws(pixels_BOO3: torch.Tensor, tables: list[augment.ViewTable], spec: ViewSpec) -> torch.Tensor:
+    settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
+    for table in tables:
+        assert table.op is not None, "a policy"
+        assert table.magnitude is not None, "a policy"
+        done = apply_rows(pixels_BOO3, table.op, table.magnitude, spec.row_ops, settings)
+        if table.erase_box is not None and table.noise_key is not None:
+            done = erase(done, table.erase_box, table.noise_key, spec.erase_fill)
+        if table.mate is not None and table.blend is not None and table.mix_box is not None:
+            done = mix(done, table.mate, table.blend, table.mix_box)
+    return done
+
+
+def _torchvision_op(op: Op, value: float, px: int, mode: InterpolationMode) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Its function on uint8 [3, O, O], as its RandAugment calls it."""
+    shear = math.degrees(math.atan(value))
+    shift = int(value * px)
+    functions: dict[Op, Callable[[torch.Tensor], torch.Tensor]] = {
+        Op.BRIGHTNESS: lambda x: F.adjust_brightness(x, value),
+        Op.CONTRAST: lambda x: F.adjust_contrast(x, value),
+        Op.SATURATION: lambda x: F.adjust_saturation(x, value),
+        Op.SHARPNESS: lambda x: F.adjust_sharpness(x, value),
+        Op.HUE: lambda x: F.adjust_hue(x, value),
+        Op.SOLARIZE: lambda x: F.solarize(x, value),
+        Op.POSTERIZE: lambda x: F.posterize(x, int(value)),
+        Op.INVERT: F.invert,
+        Op.AUTOCONTRAST: F.autocontrast,
+        Op.EQUALIZE: F.equalize,
+        Op.GRAYSCALE: lambda x: F.rgb_to_grayscale(x, 3),
+        Op.BLUR: lambda x: F.gaussian_blur(x, [13, 13], [value, value]),
+        Op.ROTATE: lambda x: F.rotate(x, value, interpolation=mode),
+        Op.SHEAR_X: lambda x: F.affine(x, 0, [0, 0], 1, [shear, 0], interpolation=mode, center=[0, 0]),
+        Op.SHEAR_Y: lambda x: F.affine(x, 0, [0, 0], 1, [0, shear], interpolation=mode, center=[0, 0]),
+        Op.TRANSLATE_X: lambda x: F.affine(x, 0, [shift, 0], 1, [0, 0], interpolation=mode),
+        Op.TRANSLATE_Y: lambda x: F.affine(x, 0, [0, shift], 1, [0, 0], interpolation=mode),
+    }
+    return functions[op]
+
+
 def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes = figure.add_subplot()
-    for index, name in enumerate(dict.fromkeys(row["variant"] for row in result.rows)):
-        rows = [row for row in result.rows if row["variant"] == name]
+    by_side = [row for row in result.rows if "side" in row]
+    for index, name in enumerate(dict.fromkeys(row["variant"] for row in by_side)):
+        rows = [row for row in by_side if row["variant"] == name]
         speed = [row["items_per_s"] for row in rows]
         axes.plot([row["side"] for row in rows], speed, marker=MARKERS[index], color=palette.student(index), label=name)
     axes.set_xticks(result.settings["sides"], map(str, result.settings["sides"]))

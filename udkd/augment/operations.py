@@ -349,8 +349,10 @@ def _blurred(x: Tensor, weight_BK: Tensor, radius: int, dim: int) -> Tensor:
         tap = torch.arange(2 * radius + 1, device=x.device)
         weight_BT11 = weight_BK.index_select(1, (tap - radius).abs())[:, :, None, None]
         place = torch.arange(size_px, device=x.device)[:, None] + tap
-        lines = padded.transpose(1, dim).index_select(1, place.view(-1)).unflatten(1, (size_px, 2 * radius + 1))
-        return (lines * weight_BT11[:, None]).sum(2, dtype=torch.int32).transpose(1, dim)
+        lines = padded.transpose(1, dim).index_select(1, place.view(-1))
+        lines = lines.view(len(x), size_px, len(tap), *lines.shape[2:])
+        blurred: Tensor = (lines * weight_BT11[:, None]).sum(2, dtype=torch.int32).transpose(1, dim)
+        return blurred
     total = padded.narrow(dim, radius, size_px) * weight_BK[:, 0].view(-1, 1, 1, 1)
     for k in range(1, radius + 1):
         both = padded.narrow(dim, radius - k, size_px) + padded.narrow(dim, radius + k, size_px)
@@ -496,10 +498,20 @@ def _weight(down: Tensor, right: Tensor) -> Tensor:
     return (down * right).add_(1 << (extra - 1)).bitwise_right_shift_(extra)
 
 
+def _edges(box_B4: Tensor, size_px: int) -> Tensor:
+    """Boxes in whole pixels: int64 [B, 4]."""
+    return (box_B4.long() * size_px + (1 << (BOX_BITS - 1))) >> BOX_BITS
+
+
+def _areas(box_B4: Tensor, size_px: int) -> list[tuple[int, tuple[slice, slice]]]:
+    """The samples whose boxes are not empty, and their rows and columns: for host loops on a CPU."""
+    edges = enumerate(_edges(box_B4, size_px).tolist())
+    return [(n, (slice(top, bottom), slice(left, right))) for n, (top, left, bottom, right) in edges if top < bottom]
+
+
 def inside(box_B4: Tensor, size_px: int) -> Tensor:
     """Which pixels of views of size_px lie in a box of 2**-16 of the side: bool [B, O, O, 1]."""
-    edge_B4 = (box_B4.long() * size_px + (1 << (BOX_BITS - 1))) >> BOX_BITS
-    top, left, bottom, right = (edge_B.view(-1, 1, 1, 1) for edge_B in edge_B4.unbind(1))
+    top, left, bottom, right = (edge_B.view(-1, 1, 1, 1) for edge_B in _edges(box_B4, size_px).unbind(1))
     along = torch.arange(size_px, device=box_B4.device)
     row, column = along.view(1, -1, 1, 1), along.view(1, 1, -1, 1)
     return (row >= top) & (row < bottom) & (column >= left) & (column < right)
@@ -508,10 +520,13 @@ def inside(box_B4: Tensor, size_px: int) -> Tensor:
 def erase(pixels_BOO3: Tensor, box_B4: Tensor, noise_key_B: Tensor, fill: EraseFill) -> Tensor:
     """Fill the boxes: uint8 [B, O, O, 3] to the same. Noise is a hash of (key, pixel, channel)."""
     size_px = pixels_BOO3.shape[1]
-    if fill == "mean":
-        filled = torch.stack([pixels_BOO3.new_full((), value) for value in MEAN])
-    else:
-        filled = _noise(noise_key_B, size_px)
+    colour = torch.stack([pixels_BOO3.new_full((), value) for value in MEAN])
+    if _grouped(pixels_BOO3):
+        done = pixels_BOO3.clone()
+        for n, area in _areas(box_B4, size_px):
+            done[n][area] = colour if fill == "mean" else _noise(noise_key_B[n : n + 1], size_px)[0][area]
+        return done
+    filled = colour if fill == "mean" else _noise(noise_key_B, size_px)
     return torch.where(inside(box_B4, size_px), filled, pixels_BOO3)
 
 
@@ -530,7 +545,18 @@ def _noise(key_B: Tensor, size_px: int) -> Tensor:
 
 def mix(pixels_BOO3: Tensor, mate_B: Tensor, blend_B: Tensor, box_B4: Tensor) -> Tensor:
     """Mix each view with the one at position mate_B: MixUp's blend, to the nearest, and CutMix's box."""
+    size_px = pixels_BOO3.shape[1]
+    if _grouped(pixels_BOO3):
+        done, mates = pixels_BOO3.clone(), mate_B.tolist()
+        for n in (blend_B < 1 << BLEND_BITS).nonzero()[:, 0].tolist():
+            done[n] = _blended(pixels_BOO3[n], pixels_BOO3[mates[n]], blend_B[n])
+        for n, area in _areas(box_B4, size_px):
+            done[n][area] = pixels_BOO3[mates[n]][area]
+        return done
     other_BOO3 = pixels_BOO3.index_select(0, mate_B)
-    share_B111 = blend_B.view(-1, 1, 1, 1).float() * 2.0**-BLEND_BITS
-    blended = (pixels_BOO3.float() * share_B111 + other_BOO3.float() * (1 - share_B111) + 0.5).floor().to(torch.uint8)
-    return torch.where(inside(box_B4, pixels_BOO3.shape[1]), other_BOO3, blended)
+    blended = _blended(pixels_BOO3, other_BOO3, blend_B.view(-1, 1, 1, 1))
+    return torch.where(inside(box_B4, size_px), other_BOO3, blended)
+
+
+def _blended(own: Tensor, other: Tensor, blend: Tensor) -> Tensor:
+    return _bytes(torch.lerp(other.float(), own.float(), blend.float() * 2.0**-BLEND_BITS).add_(0.5))

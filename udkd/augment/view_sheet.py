@@ -120,7 +120,8 @@ def _cells(split: Split, settings: SheetSettings, ids: NDArray[np.int64], view: 
             before = None
             if partner is not None:
                 side = thumbnail_px(spec)
-                before = tuple(_scaled(before_BOO3[n], side) for n in (row, place[int(partner[sample_id])]))
+                mate = place[int(partner[sample_id])]
+                before = _scaled(before_BOO3[row], side), _scaled(before_BOO3[mate], side)
             yield _Cell(view=words[row], image=_scaled(after_BOO3[row], shown_px(spec)), before=before)
 
 
@@ -246,7 +247,7 @@ class _Sheet:
         draw_lines(draw, (left, top + self._shown + 6), caption, small, SMALL_LINE)
 
     def _class_name(self, sample_id: int) -> str:
-        return self._dataset.classes[self._split.labels[sample_id]].name
+        return self._dataset.classes[int(self._split.labels[sample_id])].name
 
 
 def settings_text(settings: SheetSettings) -> list[str]:

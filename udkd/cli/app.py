@@ -136,7 +136,12 @@ def _add(app: Commands, name: str) -> None:
         case "views":
             from udkd.cli.views import views_command
 
-            app.command(name, example="udkd views imagenet100-strong --data data --out views.png")(views_command)
+            app.command(
+                name,
+                example="udkd views imagenet100-strong --data data --out views.png",
+                old_order=("--data", "--out"),  # as that of udkd data sheet was
+                old_first=("--recipe",),
+            )(views_command)
         case "train":
             from udkd.cli.train import train_command
 

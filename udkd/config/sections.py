@@ -55,8 +55,8 @@ class OpSection(Section):
     low: float = Field(
         default=0.0,
         description="smallest magnitude: a factor (brightness, contrast, saturation, sharpness), turns (hue), a threshold "
-        "(solarize), bits (posterize), sigma in pixels (blur), degrees counterclockwise (rotate), a tangent (shear_x, shear_y), "
-        "a fraction of the side (translate_x, translate_y)",
+        "(solarize), bits (posterize), sigma in pixels (blur), degrees counterclockwise (rotate), a tangent (shear_x, "
+        "shear_y), a fraction of the side (translate_x, translate_y)",
     )
     high: float = Field(default=0.0, description="largest magnitude; it is uniform between low and high")
 
