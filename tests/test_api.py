@@ -131,6 +131,12 @@ def test_own_loops_mix_samples(tmp_path: Path, data: udkd.Dataset, teacher: Teac
                 terms = criterion([logits], labels, stored)
                 assert torch.equal(terms.hard[0], cross_entropy(logits, labels))
                 terms.total.backward()
+                for targets in (stored, computed, computed.rows(slice(None))):  # the line that everyone's loop had before
+                    with pytest.raises(
+                        ConfigError, match=r"labels are class indices and .* give augment\.labels\(batch, epoch\)"
+                    ):
+                        criterion([logits], batch.labels, targets)
+                udkd.DistillationLoss(alpha=0, beta=1, gamma=0)([logits], batch.labels, stored)
         with pytest.raises(
             ConfigError, match=r"is mixed with sample \d+, which is not in its batch; expected pairs in one batch"
         ):

@@ -55,6 +55,7 @@ def traced(job: TrainJob) -> tuple[Trace, Trainer]:
 
 
 STRONG = ("views.policy='rand_augment'", "views.erase_prob=0.5", "views.erase_fill='noise'", "views.cutmix=1.0")
+MIXED = ("views.jitter='uint8'", "views.mixup=0.8", "loss.sample_weight='correctness'")
 PLAIN_JITTER = tuple(f"views.{name}=0.0" for name in ("brightness", "contrast", "saturation"))
 
 

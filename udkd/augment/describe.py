@@ -64,7 +64,7 @@ class Described:
         """Crop and flip, each operation, and the erased box, in the order in which they apply."""
         area = 100 * self.crop[2] * self.crop[3]
         crop = f"crop {area:.0f} %" if area >= 9.5 else f"crop {area:.2g} %"
-        erased = [f"erased {self.erased[2]} × {self.erased[3]} px"] if self.erased else []
+        erased = [f"erased {self.erased[3]} × {self.erased[2]} px"] if self.erased else []
         return [crop, *(["flipped"] if self.flip else []), *map(str, self.ops), *erased]
 
     def mixed_words(self) -> list[str]:

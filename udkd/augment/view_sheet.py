@@ -200,7 +200,7 @@ class _Sheet:
         """How to read the picture, and the settings."""
         spec = self._settings.spec
         mixed = ["beside a mixed one, the two that it is made of, and the shares of their labels below"] if spec.mixes else []
-        reading = "View v is what the students see in epoch v, before the normalisation"
+        reading = "What the students see, before the normalisation"
         lines = wrapped([reading, *mixed], self._fonts.small, self._width - 2 * MARGIN, "; ")
         return lines + wrapped(settings_text(self._settings), self._fonts.small, self._width - 2 * MARGIN, " · ")
 

@@ -28,7 +28,11 @@ def views_command(
     ] = None,
     views: Annotated[
         str,
-        typer.Option("--views", metavar="0,1,2", help="Numbers of views, a column for each: epoch e trains on view e."),
+        typer.Option(
+            "--views",
+            metavar="0,1,2",
+            help="Numbers of views, a column for each: epoch e trains on view e, or on e % K of a cache of K views.",
+        ),
     ] = "0,1,2,3,4,5",
     split: Annotated[Literal["train", "val"], typer.Option(help="Split that the samples are of.")] = "train",
     overrides: SetOption = None,

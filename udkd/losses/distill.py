@@ -242,12 +242,18 @@ class DistillationLoss(nn.Module):
         """The loss of N students. logits: N tensors [B, C]. targets: None if beta is 0.
 
         labels: int64 [B], or what `Augment.labels` returns, where views are mixed.
+        ConfigError: class indices beside a teacher's targets of mixed samples, unless alpha is 0.
         """
         if isinstance(logits, Tensor):
             raise ConfigError(f"logits are one tensor {list(logits.shape)}; expected a list, one per student; put it in a list")
         teacher_BC, weight_B = (None, None) if targets is None else (targets.logits, targets.weight)
         if self.settings.beta and teacher_BC is None:
             raise ConfigError("beta is above 0 and there are no teacher logits; expected targets; give them, or set beta to 0")
+        if self.settings.alpha and isinstance(labels, Tensor) and getattr(targets, "mixed", False):
+            raise ConfigError(
+                "labels are class indices and the teacher's targets are those of mixed samples; expected the labels of both "
+                "with their shares; give augment.labels(batch, epoch)"
+            )
         return distill(logits, labels, teacher_BC, weight_B, self.settings)
 
     def extra_repr(self) -> str:

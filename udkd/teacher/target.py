@@ -18,12 +18,14 @@ class TeacherTargets:
     weight: float32 [B], of each sample's teacher term, or None for 1.
     features: float16 or float32 [B, D], the teacher's pooled features, where a method needs them.
     maps: feature maps [B, channels, H, W] by the name of the teacher's module, where a method needs some.
+    mixed: whether they are those of mixed samples, in a loop of one's own: DistillationLoss then wants MixedLabels.
     """
 
     logits: Tensor | None
     weight: Tensor | None
     features: Tensor | None = None
     maps: Mapping[str, Tensor] = field(default_factory=dict)
+    mixed: bool = False
 
     def rows(self, chosen: slice) -> "TeacherTargets":
         """The targets of some of the batch's samples."""
@@ -31,7 +33,7 @@ class TeacherTargets:
             None if value is None else value[chosen] for value in (self.logits, self.weight, self.features)
         )
         maps = {name: value[chosen] for name, value in self.maps.items()}
-        return TeacherTargets(logits=logits, weight=weight, features=features, maps=maps)
+        return TeacherTargets(logits=logits, weight=weight, features=features, maps=maps, mixed=self.mixed)
 
 
 class TargetSource(Protocol):

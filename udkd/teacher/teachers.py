@@ -1,6 +1,7 @@
 """The teacher of a training loop: `targets = teacher(batch, epoch)`, from a cache or computed in every step."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -58,6 +59,7 @@ class CachedTeacher:
             warnings.warn(cache.unchecked, stacklevel=2)
         cache.require_rows(split.num_samples, split.ids, cache.num_classes)
         cache.require_uncertainty(sample_weight)
+        self._mixed = augment.spec.mixes
         self._num_views = len(cache.views) if cache.key.policy == "views" else None
         self._targets = CachedTargets(
             cache,
@@ -74,7 +76,7 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch, epoch: int) -> TeacherTargets:
         """Targets for the views that the augmentation makes of `batch` in `epoch`."""
-        return self._targets(batch, batch.canvas, epoch)
+        return replace(self._targets(batch, batch.canvas, epoch), mixed=self._mixed)
 
 
 def _remedy(key: CacheKey, differing: Differing) -> str:
@@ -135,4 +137,5 @@ class LiveTeacher:
     def __call__(self, batch: Batch, epoch: int) -> TeacherTargets:
         """Targets for the views that the augmentation makes of `batch` in `epoch`; without gradient."""
         (x_BCHW,) = self._augment.each(batch, epoch, [self._targets.input])
-        return self._targets(batch, x_BCHW, epoch, self._augment.labels(batch, epoch))
+        targets = self._targets(batch, x_BCHW, epoch, self._augment.labels(batch, epoch))
+        return replace(targets, mixed=self._augment.spec.mixes)

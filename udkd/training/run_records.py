@@ -86,7 +86,7 @@ class Provenance(_Record):
     teachers: list[_Path] = []
     teacher_sha256: _Text | None = None
     cache: _Path | None = None
-    cache_key: dict[str, _Plain | list[_Plain] | dict[str, _Plain | list[_Plain]]] = {}
+    cache_key: dict[str, _Plain | list[_Plain] | dict[str, _Plain | list[_Plain] | list[dict[str, _Plain]]]] = {}
     allowed: list[str] = []
     starts: dict[str, str] = {}
     versions: dict[str, str] = {}
