@@ -61,7 +61,7 @@ def test_words() -> None:
         erased=(4, 5, 20, 30),
         mixed=Mixed(partner=812, share=0.62, box=(0, 0, 10, 10)),
     )
-    assert view.words() == ["crop 40 %", "flipped", "rotate -12.0°", "equalize", "contrast × 1.30", "erased 20 × 30 px"]
+    assert view.words() == ["crop 40 %", "flipped", "rotate -12.0°", "equalize", "contrast × 1.30", "erased 30 × 20 px"]
     assert view.mixed_words() == ["CutMix: 0.620 id 3", "+ 0.380 id 812"]
 
 
