@@ -65,7 +65,7 @@ def _grouped(x: Tensor) -> bool:
 def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> Tensor:
     if not len(x_BOO3):
         return x_BOO3
-    images = list(x_BOO3.contiguous().split(1))
+    images = list(torch.split(x_BOO3.contiguous(), 1))
     size_px = x_BOO3.shape[1]
     chunk = max(1, _CHUNK_VALUES // max(1, images[0].numel()))
     for row, op_B in enumerate(op_BR.T.tolist()):
@@ -76,13 +76,13 @@ def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings
         for op, samples in samples_of.items():
             magnitude_B2 = magnitude_BR2[samples, row]
             source = _source(op_BR[samples, row], magnitude_B2, size_px) if op == _WARP else None
-            magnitudes = magnitude_B2[:, 0].view(-1, 1, 1, 1).split(chunk)
+            magnitudes = torch.split(magnitude_B2[:, 0].view(-1, 1, 1, 1), chunk)
             for first, magnitude_B111 in zip(range(0, len(samples), chunk), magnitudes, strict=True):
                 part = slice(first, first + chunk)
                 own = samples[part]
                 x = torch.cat([images[n] for n in own]) if len(own) > 1 else images[own[0]]
                 done = _resampled(x, source.part(part), settings) if source else _changed(op, x, magnitude_B111, settings)
-                for sample, image in zip(own, done.split(1) if len(own) > 1 else [done], strict=True):
+                for sample, image in zip(own, torch.split(done, 1) if len(own) > 1 else [done], strict=True):
                     images[sample] = image
     return torch.cat(images)
 
