@@ -65,7 +65,7 @@ def _grouped(x: Tensor) -> bool:
 def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> Tensor:
     if not len(x_BOO3):
         return x_BOO3
-    images = list(x_BOO3.contiguous().unbind())
+    images = list(torch.split(x_BOO3.contiguous(), 1))
     size_px = x_BOO3.shape[1]
     chunk = max(1, _CHUNK_VALUES // max(1, images[0].numel()))
     for row, op_B in enumerate(op_BR.T.tolist()):
@@ -76,14 +76,15 @@ def _grouped_rows(x_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings
         for op, samples in samples_of.items():
             magnitude_B2 = magnitude_BR2[samples, row]
             source = _source(op_BR[samples, row], magnitude_B2, size_px) if op == _WARP else None
-            for first in range(0, len(samples), chunk):
+            magnitudes = torch.split(magnitude_B2[:, 0].view(-1, 1, 1, 1), chunk)
+            for first, magnitude_B111 in zip(range(0, len(samples), chunk), magnitudes, strict=True):
                 part = slice(first, first + chunk)
                 own = samples[part]
-                x = torch.stack([images[n] for n in own]) if len(own) > 1 else images[own[0]][None]
-                done = _resampled(x, source.part(part), settings) if source else apply_op(op, x, magnitude_B2[part], settings)
-                for sample, image in zip(own, done.unbind(), strict=True):
+                x = torch.cat([images[n] for n in own]) if len(own) > 1 else images[own[0]]
+                done = _resampled(x, source.part(part), settings) if source else _changed(op, x, magnitude_B111, settings)
+                for sample, image in zip(own, torch.split(done, 1) if len(own) > 1 else [done], strict=True):
                     images[sample] = image
-    return torch.stack(images)
+    return torch.cat(images)
 
 
 def _dense_row(x_BOO3: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
@@ -136,9 +137,13 @@ def apply_op(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings)
     if op in WARPS:
         source = _source(torch.full_like(magnitude_B2[:, 0], op.value), magnitude_B2, x_BOO3.shape[1])
         return _resampled(x_BOO3, source, settings)
+    return _changed(op, x_BOO3, magnitude_B2[:, 0].view(-1, 1, 1, 1), settings)
+
+
+def _changed(op: Op, x_BOO3: Tensor, magnitude_B111: Tensor, settings: OpSettings) -> Tensor:
     if op == Op.BLUR:
-        return _blur(x_BOO3, magnitude_B2, settings.blur_radius)
-    return _PIXELS[op](x_BOO3, magnitude_B2[:, 0].view(-1, 1, 1, 1))
+        return _blur(x_BOO3, magnitude_B111.view(-1), settings.blur_radius)
+    return _PIXELS[op](x_BOO3, magnitude_B111)
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -160,11 +165,13 @@ def _interleaved(x_B3OO: Tensor) -> Tensor:
     return torch.stack(x_B3OO.unbind(1), dim=-1) if _grouped(x_B3OO) else x_B3OO.permute(0, 2, 3, 1)
 
 
-def _grey(x_B3OO: Tensor) -> Tensor:
-    """floor(0.2989 r + 0.587 g + 0.114 b), float32 [B, 1, O, O]: torchvision's grey, in units of 1/10,000 without error."""
-    red, green, blue = x_B3OO.unbind(1)
-    total = (red * 2989).add_(green, alpha=5870).add_(blue, alpha=1140)
-    return total.add_(0.5).mul_(1e-4).floor_()[:, None]
+def _grey(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    """floor(0.2989 r + 0.587 g + 0.114 b) of float32 [B, O, O]: torchvision's grey, in units of 1/10,000 without error."""
+    return (red * 2989).add_(green, alpha=5870).add_(blue, alpha=1140).add_(0.5).mul_(1e-4).floor_()
+
+
+def _grey_of(x_BOO3: Tensor) -> Tensor:
+    return _grey(*(channel.float() for channel in x_BOO3.unbind(-1)))
 
 
 def _brightness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -173,8 +180,8 @@ def _brightness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
 
 def _contrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     count = x_BOO3.shape[1] * x_BOO3.shape[2]
-    row_sums_B1O1 = _grey(_planes(x_BOO3, torch.float32)).sum(-1, keepdim=True)  # 21 bits
-    total_B111 = row_sums_B1O1.long().sum(2, keepdim=True)
+    row_sums_BO = _grey_of(x_BOO3).sum(-1)  # 21 bits
+    total_B111 = row_sums_BO.long().sum(-1).view(-1, 1, 1, 1)
     rest_B111 = (1 << FACTOR_BITS) - magnitude_B111.long()
     # (1 - factor) times the mean, rounded to 2**-13: with the product below it has 24 bits.
     offset_B111 = torch.div(2 * rest_B111 * total_B111 + count, 2 * count, rounding_mode="floor")
@@ -183,13 +190,13 @@ def _contrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
 
 def _saturation(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
     x_B3OO = _planes(x_BOO3, torch.float32)
-    grey_B1OO = _grey(x_B3OO)
+    grey_B1OO = _grey(*x_B3OO.unbind(1))[:, None]
     return _interleaved(_bytes(x_B3OO.lerp_(grey_B1OO, 1 - _factor(magnitude_B111))))
 
 
 def _grayscale(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    grey_BOO = _grey(_planes(x_BOO3, torch.float32))[:, 0].int().to(torch.uint8)
-    return grey_BOO[..., None].expand_as(x_BOO3).contiguous()
+    grey_BOO = _grey_of(x_BOO3).int().to(torch.uint8)
+    return torch.stack([grey_BOO] * 3, dim=-1)
 
 
 def _sharpness(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -222,8 +229,7 @@ def _solarize_add(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
 
 
 def _posterize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    mask_B111 = 256 - (256 >> magnitude_B111.clamp(0, 8))
-    return x_BOO3 & mask_B111.to(torch.uint8)
+    return x_BOO3 & -(256 >> magnitude_B111.clamp(0, 8)).to(torch.uint8)
 
 
 def _invert(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
@@ -249,7 +255,8 @@ def _autocontrast(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
         return _looked_up(x_BOO3, _autocontrast_table(x_BOO3))
     batch, size_px = x_BOO3.shape[:2]
     low, scale = (_over_rows(each, size_px) for each in _range(x_BOO3))
-    return _bytes(x_BOO3.reshape(batch, size_px, size_px * 3).float().sub_(low).div_(scale)).view_as(x_BOO3)
+    value = x_BOO3.reshape(batch, size_px, size_px * 3).float().sub_(low).div_(scale)
+    return value.int().to(torch.uint8).view_as(x_BOO3)  # in range
 
 
 def _autocontrast_table(x_BOO3: Tensor) -> Tensor:
@@ -329,9 +336,9 @@ def _wrapped(x: Tensor, turn: Tensor) -> Tensor:
     return less + (turn & (less >> 31))
 
 
-def _blur(x_BOO3: Tensor, magnitude_B2: Tensor, radius: int) -> Tensor:
+def _blur(x_BOO3: Tensor, exponent_B: Tensor, radius: int) -> Tensor:
     """Gaussian blur with reflected borders, as torchvision's gaussian_blur with 2 radius + 1 taps."""
-    weight_BK = _gaussian(magnitude_B2[:, 0], radius).int()
+    weight_BK = _gaussian(exponent_B, radius).int()
     if _grouped(x_BOO3):  # most weights of a small sigma are 0
         radius = int(weight_BK.amax(0).nonzero().amax())
     once = _blurred(x_BOO3.int(), weight_BK, radius, 1)
