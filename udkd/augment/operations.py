@@ -229,7 +229,8 @@ def _solarize_add(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
 
 
 def _posterize(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
-    return x_BOO3 & -(256 >> magnitude_B111.clamp(0, 8)).to(torch.uint8)
+    mask_B111 = 256 - (256 >> magnitude_B111.clamp(0, 8))
+    return x_BOO3 & mask_B111.to(torch.uint8)
 
 
 def _invert(x_BOO3: Tensor, magnitude_B111: Tensor) -> Tensor:
