@@ -22,7 +22,10 @@ _KEPT = 2
 
 
 class EpochViews:
-    """Draws and keeps tables of views, one view for each of a split's N ids: 130,000 take about 0.03 s and 12 MB."""
+    """Draws and keeps tables of views, one view for each of a split's N ids.
+
+    130,000 ids take about 0.15 s and 10 MB; with RandAugment, erasing and mixing 0.3 s and 20 MB.
+    """
 
     def __init__(self, spec: ViewSpec, seed: int, split: Split, device: torch.device) -> None:
         self.spec = spec
