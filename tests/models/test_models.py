@@ -13,7 +13,6 @@ from torchvision.ops import StochasticDepth
 
 from udkd.models.build import (
     KeyedDropout,
-    _hash32,
     build,
     check_input_size,
     dropout_keys,
@@ -23,6 +22,7 @@ from udkd.models.build import (
     num_parameters,
 )
 from udkd.utils.errors import ConfigError
+from udkd.utils.hash32 import hash32
 
 
 def dropout(p: float, key: int = 1, layer: int = 1, *, per_sample: bool = False) -> KeyedDropout:
@@ -47,7 +47,7 @@ def test_hash_equals_python_integers() -> None:
         return x ^ (x >> 15)
 
     values = [0, 1, 2, 0xFFFFFFFF, 1 << 32, 123456789, (1 << 33) - 1, *range(1000, 9_000_000_000, 99_999_999)]
-    assert _hash32(torch.tensor(values)).tolist() == [slow(value) for value in values]
+    assert hash32(torch.tensor(values)).tolist() == [slow(value) for value in values]
 
 
 @pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9])
