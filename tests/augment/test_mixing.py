@@ -213,7 +213,7 @@ def test_switch_and_probability_are_timms() -> None:
 
 
 def test_both_of_a_pair_are_mixed_alike() -> None:
-    """The same share and box, whatever the order and whoever is drawn with them."""
+    """The same share and box in any order, and whatever other samples are drawn."""
     spec = ViewSpec(size_px=48, mixup=0.8, cutmix=1.0)
     ids = np.arange(301)
     partner = partners(4, 9, ids, 301)

@@ -10,10 +10,9 @@ import numpy as np
 
 from udkd.augment.erasing import BOX_BITS
 from udkd.augment.mixing import BLEND_BITS
-from udkd.augment.policies import FACTOR_BITS, FACTORS, FRACTION_BITS, HUE_BITS, Op
+from udkd.augment.policies import FACTOR_BITS, FACTORS, FRACTION_BITS, HUE_BITS, LOG2_E, Op
 from udkd.augment.views import SUBPIXELS, Views, ViewSpec
 
-_LOG2_E = 1.4426950408889634
 _WORDS = {
     **dict.fromkeys(FACTORS, "× {:.2f}"),
     Op.HUE: "{:+.3f} turns",
@@ -142,7 +141,7 @@ def decode(op: Op, first: int, second: int, size_px: int) -> float | None:
     if op == Op.HUE:
         return first / (1 << HUE_BITS)
     if op == Op.BLUR:
-        return math.sqrt(_LOG2_E / (2 * first / (1 << FRACTION_BITS)))
+        return math.sqrt(LOG2_E / (2 * first / (1 << FRACTION_BITS)))
     if op == Op.ROTATE:
         return math.degrees(math.atan2(second, first))
     if op in (Op.SHEAR_X, Op.SHEAR_Y):

@@ -150,6 +150,11 @@ class PolicySettings:
     ops: tuple[ViewOp, ...]
     size_px: int
 
+    @property
+    def policy_rows(self) -> int:
+        """Rows of a policy that chooses from one list of operations."""
+        return self.policy_ops if self.policy in ("rand_augment", "timm_rand_augment") else 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
@@ -167,8 +172,7 @@ def row_ops(settings: PolicySettings) -> tuple[tuple[Op, ...], ...]:
         rows += [tuple(dict.fromkeys(pair[row].op for pair in _SUB_POLICIES)) for row in range(2)]
     elif settings.policy != "none":
         choices = _choices(settings)
-        count = settings.policy_ops if settings.policy in ("rand_augment", "timm_rand_augment") else 1
-        rows += [tuple(choice.op for choice in choices if choice.op != Op.IDENTITY)] * count
+        rows += [tuple(choice.op for choice in choices if choice.op != Op.IDENTITY)] * settings.policy_rows
     jitters = tuple(op for op, strength in zip(_JITTERS, settings.jitter, strict=True) if strength)
     rows += [jitters] * len(jitters)
     return (*rows, *((each.code,) for each in settings.ops))
@@ -190,8 +194,7 @@ def _rows(settings: PolicySettings, keys: U64) -> Iterator[_Row]:
     if settings.policy == "auto_augment":
         yield from _auto_augment(settings, keys)
     elif settings.policy != "none":
-        count = settings.policy_ops if settings.policy in ("rand_augment", "timm_rand_augment") else 1
-        for row in range(count):
+        for row in range(settings.policy_rows):
             yield _chosen(settings, keys, _POLICY + _ROW * row)
     yield from _jitter_rows(settings, keys)
     for index, each in enumerate(settings.ops):
@@ -228,7 +231,7 @@ def encode(op: Op, value: F64, size_px: int) -> NDArray[np.int32]:
     elif op == Op.SOLARIZE:
         first = np.ceil(value - _LAST_BITS)
     elif op == Op.BLUR:
-        first = _LOG2_E / (2 * value * value) * (1 << FRACTION_BITS)
+        first = LOG2_E / (2 * value * value) * (1 << FRACTION_BITS)
     elif op == Op.ROTATE:
         first, second = (each * (1 << FRACTION_BITS) for each in cos_sin(value * (math.pi / 180)))
     elif op in (Op.SHEAR_X, Op.SHEAR_Y):
@@ -241,7 +244,7 @@ def encode(op: Op, value: F64, size_px: int) -> NDArray[np.int32]:
     return np.stack([np.rint(first), np.rint(second)], axis=1).astype(np.int32)
 
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 _LAST_BITS = 2.0**-20
 """How far a whole number may have been missed by rounding: 255 * (1 - 8 / 30) is 187, and 187.00000000000003 in float64."""
 _JITTERS = (Op.BRIGHTNESS, Op.CONTRAST, Op.SATURATION, Op.HUE)
