@@ -124,8 +124,7 @@ def measure(side: int, px: int, batch: int, device: torch.device, rounds: int, c
 
 def operation_variants(px: int, batch: int, device: torch.device) -> dict[str, list[Variant]]:
     """Each operation on all samples, and warps once more with bilinear interpolation."""
-    pixels = canvases(batch, px, device).canvas
-    images = pixels.permute(0, 3, 1, 2).contiguous()
+    pixels, images = _views(batch, px, device)
     timed = {}
     for op, value in VALUES.items():
         warps = op.name.startswith(("ROTATE", "SHEAR", "TRANSLATE"))
@@ -143,8 +142,7 @@ def operation_variants(px: int, batch: int, device: torch.device) -> dict[str, l
 
 def policy_variants(px: int, batch: int, device: torch.device) -> dict[str, list[Variant]]:
     """Policies on pixels, and RandAugment with erasing and CutMix."""
-    pixels = canvases(batch, px, device).canvas
-    images = pixels.permute(0, 3, 1, 2).contiguous()
+    pixels, images = _views(batch, px, device)
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     timed = {}
     for name, (spec, transform) in POLICIES.items():
@@ -162,6 +160,13 @@ def policy_variants(px: int, batch: int, device: torch.device) -> dict[str, list
         Variant("ours", partial(_draws, pixels, _tables(full, batch, device), full), items=batch * _DRAWS),
     ]
     return timed
+
+
+def _views(batch: int, px: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels as `augment.pixels` returns them, [B, O, O, 3] with a plane for each channel on a CPU, and for torchvision."""
+    pixels = canvases(batch, px, device).canvas
+    images = pixels.permute(0, 3, 1, 2).contiguous()
+    return pixels if device.type == "cuda" else images.permute(0, 2, 3, 1), images
 
 
 def _each(transform: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, times: int = 1) -> torch.Tensor:
