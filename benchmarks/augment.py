@@ -1,7 +1,7 @@
 """Crop, resize, flip and jitter of a batch, each operation and whole policies: ours against torchvision, image by image."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated
@@ -19,7 +19,7 @@ from benchmarks.common.results import RESULTS, BenchmarkResult, ResultsOption, R
 from benchmarks.common.timing import Timed, Variant, side_by_side
 from udkd.augment import apply as augment
 from udkd.augment.mixing import partners
-from udkd.augment.operations import MEAN, OpSettings, apply_rows, erase, mix
+from udkd.augment.operations import MEAN, OpSettings, apply_rows, change_rows, erase, mix
 from udkd.augment.policies import Op, encode
 from udkd.augment.preprocessing import IMAGENET, NetworkInput
 from udkd.augment.views import ViewSpec, draw_views
@@ -133,7 +133,7 @@ def operation_variants(px: int, batch: int, device: torch.device) -> dict[str, l
             settings = OpSettings(bilinear=bilinear, blur_radius=6)
             op_BR = torch.full((batch, 1), op.value, dtype=torch.int8, device=device)
             magnitude_BR2 = torch.from_numpy(encode(op, np.full(batch, float(value)), px))[:, None].to(device)
-            ours = partial(apply_rows, pixels, op_BR, magnitude_BR2, ((op,),), settings)
+            ours = partial(_applied, pixels, op_BR, magnitude_BR2, ((op,),), settings)
             theirs = partial(_each, _torchvision_op(op, value, px, mode), images)
             name = op.name.lower() + (" (bilinear)" if bilinear else "")
             timed[name] = [Variant(TORCHVISION, theirs, items=batch), Variant("ours", ours, items=batch)]
@@ -185,12 +185,30 @@ def _tables(spec: ViewSpec, batch: int, device: torch.device) -> list[augment.Vi
     return tables
 
 
+def _applied(
+    pixels_BOO3: torch.Tensor,
+    op_BR: torch.Tensor,
+    magnitude_BR2: torch.Tensor,
+    rows: Sequence[Sequence[Op]],
+    settings: OpSettings,
+) -> torch.Tensor:
+    """apply_rows, in threads on a CPU, as `augment.view_pixels` does it."""
+    if pixels_BOO3.device.type != "cpu":
+        return apply_rows(pixels_BOO3, op_BR, magnitude_BR2, rows, settings)
+
+    def write(part: slice, x_B3OO: torch.Tensor) -> None:
+        x_B3OO.copy_(pixels_BOO3[part].permute(0, 3, 1, 2))
+        change_rows(x_B3OO, op_BR[part], magnitude_BR2[part], settings)
+
+    return augment.in_parts(write, len(pixels_BOO3), pixels_BOO3.shape[1])
+
+
 def _draws(pixels_BOO3: torch.Tensor, tables: list[augment.ViewTable], spec: ViewSpec) -> torch.Tensor:
     settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
     for table in tables:
         assert table.op is not None, "a policy"
         assert table.magnitude is not None, "a policy"
-        done = apply_rows(pixels_BOO3, table.op, table.magnitude, spec.row_ops, settings)
+        done = _applied(pixels_BOO3, table.op, table.magnitude, spec.row_ops, settings)
         if table.erase_box is not None and table.noise_key is not None:
             done = erase(done, table.erase_box, table.noise_key, spec.erase_fill)
         if table.mate is not None and table.blend is not None and table.mix_box is not None:

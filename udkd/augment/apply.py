@@ -15,7 +15,7 @@ the same bits whatever the batch, device, kernel, compiler, processor and settin
 Letters: B batch, S canvas side, O output side, K taps of the filter, D values of a line of pixels, N samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -23,14 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udkd.augment.mixing import MixedLabels
-from udkd.augment.operations import OpSettings, apply_rows, erase, mix
+from udkd.augment.operations import OpSettings, apply_rows, change_rows, erase, erase_boxes, mix
 from udkd.augment.preprocessing import IMAGENET, Interpolation, NetworkInput, Preprocessing
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SUBPIXELS, Views, ViewSpec
+from udkd.utils.cpu_threads import run_in_parts
 
 VERSION = 1
 """Raise it whenever a pixel of a view, or its normalisation, changes: caches made with another version are refused."""
 
 WEIGHT_BITS = 11
+_PART_VALUES = 1 << 19  # of pixels: smaller parts take several threads as long as one
 _CUBIC_BITS = 16  # of a distance in units of the filter's scale
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 _GREY_STEPS = 1 << 20
@@ -68,6 +70,10 @@ class ViewTable:
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are set, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def part(self, samples: slice) -> "ViewTable":
+        """The views of some of the samples; their partners' positions remain those in the whole table."""
+        return ViewTable(**{name: value[samples] for name, value in self.tensors.items()})
 
     def gather(self, rows: Tensor) -> "ViewTable":
         """The views at `rows`, int64 [B] on the table's device: sample ids, of a table of all ids."""
@@ -125,15 +131,38 @@ def view_pixels(
     canvas_BSS3: Tensor, views: ViewTable, spec: ViewSpec, size_px: int, interpolation: Interpolation = "bilinear"
 ) -> Tensor:
     """`pixels`, then operations, erasing and mixing: uint8 [B, O, O, 3], equal bit for bit wherever it is computed."""
-    x_BOO3 = pixels(canvas_BSS3, views, size_px, interpolation)
-    if views.op is not None and views.magnitude is not None:
-        settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
-        x_BOO3 = apply_rows(x_BOO3, views.op, views.magnitude, spec.row_ops, settings)
-    if views.erase_box is not None and views.noise_key is not None:
-        x_BOO3 = erase(x_BOO3, views.erase_box, views.noise_key, spec.erase_fill)
+    op, magnitude, erase_box, noise_key = views.op, views.magnitude, views.erase_box, views.noise_key
+    settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
+    if _eager_on_cpu(canvas_BSS3):
+
+        def write(part: slice, x_B3OO: Tensor) -> None:
+            x_B3OO.copy_(_resized(canvas_BSS3[part], views.part(part), size_px, interpolation).permute(0, 3, 1, 2))
+            if op is not None and magnitude is not None:
+                change_rows(x_B3OO, op[part], magnitude[part], settings)
+            if erase_box is not None and noise_key is not None:
+                erase_boxes(x_B3OO, erase_box[part], noise_key[part], spec.erase_fill)
+
+        x_BOO3 = in_parts(write, len(canvas_BSS3), size_px)
+    else:
+        x_BOO3 = pixels(canvas_BSS3, views, size_px, interpolation)
+        if op is not None and magnitude is not None:
+            x_BOO3 = apply_rows(x_BOO3, op, magnitude, spec.row_ops, settings)
+        if erase_box is not None and noise_key is not None:
+            x_BOO3 = erase(x_BOO3, erase_box, noise_key, spec.erase_fill)
     if views.mate is not None and views.blend is not None and views.mix_box is not None:
         x_BOO3 = mix(x_BOO3, views.mate, views.blend, views.mix_box)
     return x_BOO3
+
+
+def in_parts(write: Callable[[slice, Tensor], None], batch: int, size_px: int) -> Tensor:
+    """Pixels on a CPU, uint8 [B, O, O, 3], of which `write` writes those of some samples, [., 3, O, O], in several threads."""
+    done_B3OO = torch.empty(batch, 3, size_px, size_px, dtype=torch.uint8)
+    run_in_parts(lambda part: write(part, done_B3OO[part]), batch, least=-(-_PART_VALUES // max(1, 3 * size_px * size_px)))
+    return done_B3OO.permute(0, 2, 3, 1)
+
+
+def _eager_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def finish_each(
@@ -162,7 +191,7 @@ def _resizes(networks: Sequence[NetworkInput]) -> list[tuple[int, Interpolation]
 
 
 def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: Interpolation = "bilinear") -> Tensor:
-    """Crop, resize and flip: uint8 [B, O, O, 3], equal bit for bit wherever it is computed.
+    """Crop, resize and flip: uint8 [B, O, O, 3], equal bit for bit wherever it is computed; on a CPU a plane for each channel.
 
     The values are within 2 of 255 of torchvision's on uint8 images: of resized_crop(antialias=True) for random_resized, and of
     resize and center_crop for the other schemes, where under 1e-4 of the values differ by more than 1. Both libraries round
@@ -172,6 +201,14 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: I
     windows of five kinds of image, 7 had a value 2 off (1e-7 of the values, all enlarged), and none 3.
     Bicubic's bound was found by search alone: among 16,670 windows, 9e-5 of the values were 2 off, and none 3.
     """
+    done_BOO3 = _resized(canvas_BSS3, views, size_px, interpolation)
+    if _eager_on_cpu(canvas_BSS3):
+        return done_BOO3.permute(0, 3, 1, 2).to(torch.uint8, memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
+    return done_BOO3.to(torch.uint8, memory_format=torch.contiguous_format)
+
+
+def _resized(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: Interpolation) -> Tensor:
+    """The result of `pixels`: float32 [B, O, O, 3]."""
     batch, side = canvas_BSS3.shape[:2]
     cubic = interpolation == "bicubic"
     window, bounds = views.window, views.bounds
@@ -186,8 +223,7 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: I
     once_BOD = _sums(canvas_BSS3.float().reshape(batch, side, side * 3), *first, clamp=cubic)
     turned_BSD = once_BOD.view(batch, size_px, side, 3).transpose(1, 2).reshape(batch, side, size_px * 3)
     twice_BOO3 = _sums(turned_BSD, *second, clamp=cubic).view(batch, size_px, size_px, 3)
-    done_BOO3 = twice_BOO3 if cubic else twice_BOO3.transpose(1, 2)
-    return done_BOO3.to(torch.uint8, memory_format=torch.contiguous_format)
+    return twice_BOO3 if cubic else twice_BOO3.transpose(1, 2)
 
 
 def jittered_floats(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool) -> Tensor:
@@ -201,7 +237,8 @@ def jittered_floats(pixels_BOO3: Tensor, views: ViewTable, *, jitter: bool) -> T
 
 def _normalised(x_BOO3: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
     mean, std = _constant(preprocessing.mean, x_BOO3.device), _constant(preprocessing.std, x_BOO3.device)
-    return ((x_BOO3 - mean) / std).to(dtype).permute(0, 3, 1, 2)
+    x_B3OO = ((x_BOO3 - mean) / std).to(dtype).permute(0, 3, 1, 2)
+    return x_B3OO.contiguous(memory_format=torch.channels_last)
 
 
 def taps(

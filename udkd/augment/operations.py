@@ -16,6 +16,7 @@ Letters: B batch, O side of the view, R rows.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -53,9 +54,9 @@ def apply_rows(
     pixels_BOO3: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, rows: Sequence[Sequence[Op]], settings: OpSettings
 ) -> Tensor:
     """Apply the rows one after the other: uint8 [B, O, O, 3] to the same. rows: what each row can hold, from row_ops."""
-    x_B3OO = pixels_BOO3.permute(0, 3, 1, 2)
+    x_B3OO = _to_change(pixels_BOO3)
     if _grouped(x_B3OO):
-        x_B3OO = _grouped_rows(x_B3OO.contiguous(), op_BR, magnitude_BR2, settings)
+        change_rows(x_B3OO, op_BR, magnitude_BR2, settings)
     else:
         for row, ops in enumerate(rows):
             x_B3OO = _dense_row(x_B3OO, op_BR[:, row], magnitude_BR2[:, row], ops, settings)
@@ -63,36 +64,51 @@ def apply_rows(
 
 
 def _grouped(x: Tensor) -> bool:
-    """Whether each operation runs on its samples alone, by host loops and eager kernels of a CPU."""
+    """Whether each operation runs on its samples alone, by host loops and eager kernels of a CPU, and overwrites them."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _grouped_rows(x_B3OO: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> Tensor:
-    if not len(x_B3OO):
-        return x_B3OO
-    images = list(torch.split(x_B3OO, 1))
-    chunk = max(1, _CHUNK_VALUES // max(1, images[0].numel()))
+def _to_change(pixels_BOO3: Tensor) -> Tensor:
+    """[B, 3, O, O]; on a CPU a copy in planes."""
+    x_B3OO = pixels_BOO3.permute(0, 3, 1, 2)
+    return x_B3OO.clone(memory_format=torch.contiguous_format) if _grouped(x_B3OO) else x_B3OO
+
+
+def change_rows(x_B3OO: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> None:
+    """`apply_rows` in place: contiguous uint8 [B, 3, O, O] on a CPU."""
+    images, size_px = torch.split(x_B3OO, 1), x_B3OO.shape[-1]
+    several = max(1, _CHUNK_VALUES // max(1, 3 * size_px * size_px))
     for row, op_B in enumerate(op_BR.T.tolist()):
-        samples_of: dict[Op, list[int]] = {}
+        samples_of: dict[int, list[int]] = {}
         for sample, op in enumerate(op_B):
-            if op != Op.IDENTITY:
-                samples_of.setdefault(Op(op), []).append(sample)
+            samples_of.setdefault(op, []).append(sample)
         for op, samples in samples_of.items():
-            parameters = _parameters(op, magnitude_BR2[samples, row], x_B3OO.shape[-1], settings)
-            for first in range(0, len(samples), chunk):
+            if op == Op.IDENTITY:
+                continue
+            in_place = _IN_PLACE.get(Op(op))
+            chunk = 1 if in_place else several
+            parameters = _parameters(Op(op), magnitude_BR2[samples, row], size_px, settings)
+            parts = zip(*(torch.split(each, chunk) for each in parameters), strict=True) if parameters else repeat(())
+            if in_place:
+                for sample, part in zip(samples, parts, strict=False):
+                    in_place(images[sample], *part)
+                continue
+            for first, part in zip(range(0, len(samples), chunk), parts, strict=False):
                 own = samples[first : first + chunk]
-                x = torch.cat([images[n] for n in own]) if len(own) > 1 else images[own[0]]
-                done = _changed(op, x, [each[first : first + chunk] for each in parameters], settings)
-                for sample, image in zip(own, torch.split(done, 1) if len(own) > 1 else [done], strict=True):
-                    images[sample] = image
-    return torch.cat(images)
+                x = images[own[0]] if len(own) == 1 else torch.cat([images[n] for n in own])
+                done = _changed(Op(op), x, part, settings)
+                if len(own) > 1:
+                    for sample, image in zip(own, torch.split(done, 1), strict=True):
+                        images[sample].copy_(image)
+                elif done is not x:
+                    x.copy_(done)
 
 
 def _dense_row(x_B3OO: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
     """All warps are one gather, and all tables one look-up. Op.value, as torch.compile takes `tensor == Op` to be False."""
     done = x_B3OO
     if any(op in WARPS for op in ops):
-        done = _resampled(x_B3OO, _source(op_B, magnitude_B2, x_B3OO.shape[-1]), settings)
+        done = _resampled(x_B3OO, _source(op_B, magnitude_B2, x_B3OO.shape[-1]), settings).to(torch.uint8)
     with_table = [op for op in ops if op in _TABLES]
     if with_table:
         table_B3V = _TABLES[with_table[0]](x_B3OO)
@@ -107,7 +123,7 @@ def _dense_row(x_B3OO: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence
             has_op_B = op_B == op.value
             own_B2 = torch.where(has_op_B[:, None], magnitude_B2, 0)  # another operation's magnitude could overflow
             changed = _changed(op, x_B3OO, _parameters(op, own_B2, x_B3OO.shape[-1], settings), settings)
-            done = torch.where(has_op_B.view(-1, 1, 1, 1), changed, done)
+            done = torch.where(has_op_B.view(-1, 1, 1, 1), changed.to(torch.uint8), done)
     return done
 
 
@@ -136,9 +152,9 @@ def apply_op(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings)
     torchvision blends twice at the border, match. Where 1 or 2 is stated, under 1 % of values differ, 2 % of blurs and 5 % of
     bilinear warps; found by search, except that bilinear coordinates and weights prove a bound of 2.
     """
-    x_B3OO = x_BOO3.permute(0, 3, 1, 2)
-    x_B3OO = x_B3OO.contiguous() if _grouped(x_BOO3) else x_B3OO
-    return _changed(op, x_B3OO, _parameters(op, magnitude_B2, x_BOO3.shape[1], settings), settings).permute(0, 2, 3, 1)
+    x_B3OO = _to_change(x_BOO3)
+    parameters = _parameters(op, magnitude_B2, x_BOO3.shape[1], settings)
+    return _changed(op, x_B3OO, parameters, settings).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _parameters(op: Op, magnitude_B2: Tensor, size_px: int, settings: OpSettings) -> Sequence[Tensor]:
@@ -151,6 +167,7 @@ def _parameters(op: Op, magnitude_B2: Tensor, size_px: int, settings: OpSettings
 
 
 def _changed(op: Op, x_B3OO: Tensor, parameters: Sequence[Tensor], settings: OpSettings) -> Tensor:
+    """The result's values, of any dtype: to store them is to convert them. On a CPU it may be the input, overwritten."""
     if op in WARPS:
         if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) and _grouped(x_B3OO):
             return _moved(x_B3OO, _Source(*parameters), settings.fill)
@@ -158,14 +175,19 @@ def _changed(op: Op, x_B3OO: Tensor, parameters: Sequence[Tensor], settings: OpS
     return _PIXELS[op](x_B3OO, *parameters)
 
 
+def _own(x_B3OO: Tensor) -> Tensor:
+    """Pixels to overwrite."""
+    return x_B3OO if _grouped(x_B3OO) else x_B3OO.clone()
+
+
 def _bytes(x: Tensor) -> Tensor:
-    """float32, which is overwritten, to pixel values, rounded down as torchvision does."""
+    """float32, which is overwritten, to values of pixels, rounded down as torchvision does."""
     return _from_range(x.clamp_(0, 255))
 
 
 def _from_range(x: Tensor) -> Tensor:
-    """float32 in [0, 255], rounded down, to pixel values; by int16, a third of the time on a CPU."""
-    return x.short().to(torch.uint8)
+    """float32 in [0, 255], rounded down; by int16, as to convert float32 to uint8 takes a CPU three times as long."""
+    return x.short()
 
 
 def _factor(magnitude_B111: Tensor) -> Tensor:
@@ -200,7 +222,7 @@ def _saturation(x_B3OO: Tensor, rest_B111: Tensor) -> Tensor:
 
 
 def _grayscale(x_B3OO: Tensor) -> Tensor:
-    return torch.stack([_from_range(_grey(x_B3OO.float()))] * 3, dim=1)
+    return _from_range(_grey(x_B3OO.float()))[:, None].expand(-1, 3, -1, -1)
 
 
 def _sharpness(x_B3OO: Tensor, factor_B111: Tensor) -> Tensor:
@@ -212,7 +234,7 @@ def _sharpness(x_B3OO: Tensor, factor_B111: Tensor) -> Tensor:
     inner = x[..., 1:-1, 1:-1]
     total = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).add_(inner, alpha=4)
     smooth = total.float().add_(6.5).mul_(1 / 13).floor_()  # to the nearest; there are no ties
-    done = x_B3OO.clone()
+    done = _own(x_B3OO)
     done[..., 1:-1, 1:-1] = _bytes(smooth.lerp_(inner.float(), factor_B111))
     return done
 
@@ -227,12 +249,12 @@ def _solarize_parameters(magnitude_B111: Tensor) -> tuple[Tensor, Tensor]:
 
 def _solarize(x_B3OO: Tensor, below_B111: Tensor, floor_B111: Tensor) -> Tensor:
     above = torch.maximum(x_B3OO, floor_B111).sub_(below_B111)  # 0 below the threshold
-    return above.clamp_(max=1).mul_(255).bitwise_xor_(x_B3OO)
+    return _own(x_B3OO).bitwise_xor_(above.clamp_(max=1).mul_(255))
 
 
 def _solarize_add(x_B3OO: Tensor, added_B111: Tensor) -> Tensor:
     added = (x_B3OO >> 7).sub_(1).bitwise_and_(added_B111)  # 0 from 128 on
-    return torch.minimum(added, ~x_B3OO).add_(x_B3OO)
+    return _own(x_B3OO).add_(torch.minimum(added, ~x_B3OO))
 
 
 def _posterize(x_B3OO: Tensor, mask_B111: Tensor) -> Tensor:
@@ -263,7 +285,7 @@ def _autocontrast_table(x_B3OO: Tensor) -> Tensor:
     """
     low_B3, scale_B3 = (each[..., None] for each in _range(x_B3OO))
     value = torch.arange(256, device=x_B3OO.device, dtype=torch.float64)
-    return _bytes(((value - low_B3) / scale_B3.double()).float())
+    return _bytes(((value - low_B3) / scale_B3.double()).float()).to(torch.uint8)
 
 
 def _equalize(x_B3OO: Tensor) -> Tensor:
@@ -330,7 +352,7 @@ def _hue(x_B3OO: Tensor, shift_B111: Tensor) -> Tensor:
     k = _wrapped(place_B1OO + n_311 * one_B1OO, turn_B1OO)
     value = (high << HUE_BITS)[:, None] - torch.minimum(torch.minimum(k, 4 * one_B1OO - k).clamp_(min=0), one_B1OO)
     # As torchvision, which multiplies by 255.999 before it rounds down.
-    return ((value + (value >> 8)) >> HUE_BITS).to(torch.uint8)
+    return (value + (value >> 8)) >> HUE_BITS
 
 
 def _wrapped(x: Tensor, turn: Tensor) -> Tensor:
@@ -348,7 +370,7 @@ def _blur(x_B3OO: Tensor, weight_BK: Tensor) -> Tensor:
     once = (once + (1 << (_BLUR_DROP - 1))) >> _BLUR_DROP
     twice = _blurred(once, weight_BK, radius, 3)  # 8 + 7 bits of the pixel and 15 of each weight: 30 in all
     drop = 2 * _BLUR_BITS - _BLUR_DROP
-    return ((twice + (1 << (drop - 1))) >> drop).to(torch.uint8)
+    return (twice + (1 << (drop - 1))) >> drop
 
 
 def _blurred(x: Tensor, weight_BK: Tensor, radius: int, dim: int) -> Tensor:
@@ -412,6 +434,7 @@ _PARAMETERS: Mapping[Op, Callable[[Tensor], tuple[Tensor, ...]]] = {
     Op.SOLARIZE_ADD: lambda magnitude_B111: (magnitude_B111.to(torch.uint8),),
     Op.POSTERIZE: lambda magnitude_B111: ((256 - (256 >> magnitude_B111.clamp(0, 8))).to(torch.uint8),),
 }
+_IN_PLACE: Mapping[Op, Callable[..., Tensor]] = {Op.POSTERIZE: Tensor.bitwise_and_, Op.INVERT: Tensor.bitwise_not_}
 _TABLES: Mapping[Op, Callable[[Tensor], Tensor]] = {Op.AUTOCONTRAST: _autocontrast_table, Op.EQUALIZE: _equalize_table}
 
 
@@ -526,7 +549,7 @@ def _bilinear(x_B3OO: Tensor, source: _Source, fill: tuple[int, int, int]) -> Te
         return _from_range(total.float().mul_(1 / one).round_())
     colour_311 = torch.stack([x_B3OO.new_full((), value) for value in fill]).view(3, 1, 1).long() * one
     blended = share.long()[:, None] * (total.long() - colour_311) + colour_311 * one + one * one // 2
-    return (blended >> (2 * _WEIGHT_BITS)).to(torch.uint8)
+    return blended >> (2 * _WEIGHT_BITS)
 
 
 def _weight(down: Tensor, right: Tensor) -> Tensor:
@@ -556,15 +579,25 @@ def inside(box_B4: Tensor, size_px: int) -> Tensor:
 
 def erase(pixels_BOO3: Tensor, box_B4: Tensor, noise_key_B: Tensor, fill: EraseFill) -> Tensor:
     """Fill the boxes: uint8 [B, O, O, 3] to the same. Noise is a hash of (key, pixel, channel)."""
-    size_px = pixels_BOO3.shape[1]
-    colour = torch.stack([pixels_BOO3.new_full((), value) for value in MEAN])
     if _grouped(pixels_BOO3):
-        done = pixels_BOO3.clone()
-        for n, area in _areas(box_B4, size_px):
-            done[n][area] = colour if fill == "mean" else _noise(noise_key_B[n : n + 1], size_px)[0][area]
-        return done
-    filled = colour if fill == "mean" else _noise(noise_key_B, size_px)
+        x_B3OO = _to_change(pixels_BOO3)
+        erase_boxes(x_B3OO, box_B4, noise_key_B, fill)
+        return x_B3OO.permute(0, 2, 3, 1)
+    size_px = pixels_BOO3.shape[1]
+    filled = _mean_colour(pixels_BOO3) if fill == "mean" else _noise(noise_key_B, size_px)
     return torch.where(inside(box_B4, size_px), filled, pixels_BOO3)
+
+
+def erase_boxes(x_B3OO: Tensor, box_B4: Tensor, noise_key_B: Tensor, fill: EraseFill) -> None:
+    """`erase` in place: uint8 [B, 3, O, O] on a CPU."""
+    x_BOO3, size_px = x_B3OO.permute(0, 2, 3, 1), x_B3OO.shape[-1]
+    colour = _mean_colour(x_BOO3)
+    for n, area in _areas(box_B4, size_px):
+        x_BOO3[n][area] = colour if fill == "mean" else _noise(noise_key_B[n : n + 1], size_px)[0][area]
+
+
+def _mean_colour(like: Tensor) -> Tensor:
+    return torch.stack([like.new_full((), value) for value in MEAN])
 
 
 def _noise(key_B: Tensor, size_px: int) -> Tensor:
@@ -592,7 +625,7 @@ def mix(pixels_BOO3: Tensor, mate_B: Tensor, blend_B: Tensor, box_B4: Tensor) ->
         return done
     other_BOO3 = pixels_BOO3.index_select(0, mate_B)
     blended = _blended(pixels_BOO3, other_BOO3, blend_B.view(-1, 1, 1, 1))
-    return torch.where(inside(box_B4, size_px), other_BOO3, blended)
+    return torch.where(inside(box_B4, size_px), other_BOO3, blended.to(torch.uint8))
 
 
 def _blended(own: Tensor, other: Tensor, blend: Tensor) -> Tensor:

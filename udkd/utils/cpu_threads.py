@@ -1,0 +1,68 @@
+"""Work on parts of a batch in CPU threads.
+
+PyTorch divides each operation among its threads and waits for all of them after each: several times as slow as one thread where
+operations are short or cores are busy. Here a thread runs all operations of its samples.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
+
+import torch
+
+_PARTS_PER_THREAD = 4  # so that a slow part does not keep the others waiting
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+os.register_at_fork(after_in_child=_pools.clear)  # a forked process has none of its parent's threads
+
+
+def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
+    """Call `work` with slices that together cover range(count), in as many threads as PyTorch uses.
+
+    Within them PyTorch uses one thread. Parts have at least `least` samples: where there would be one part, it runs here, with
+    all of PyTorch's threads. An exception is raised when all parts have ended.
+    """
+    threads, parts = torch.get_num_threads(), count // least
+    if min(threads, parts) < 2:
+        work(slice(0, count))
+        return
+    if parts > threads:
+        parts = threads * min(parts // threads, _PARTS_PER_THREAD)
+    inference = torch.is_inference_mode_enabled()
+
+    def run(part: slice) -> None:
+        with torch.inference_mode(inference):
+            work(part)
+
+    bounds = [count * n // parts for n in range(parts + 1)]
+    futures = [_pool().submit(run, slice(*ends)) for ends in pairwise(bounds)]
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+def _pool() -> ThreadPoolExecutor:
+    """The process's pool of torch.get_num_threads() threads."""
+    with _lock:
+        threads = torch.get_num_threads()
+        if threads not in _pools:
+            pool = ThreadPoolExecutor(threads, thread_name_prefix="samples")
+            together = threading.Barrier(threads)  # one call for each thread
+
+            def use_one() -> None:
+                torch.get_num_threads()  # PyTorch sets a new thread's number when it is first asked
+                torch.set_num_threads(1)
+                together.wait()
+
+            try:
+                wait([pool.submit(use_one) for _ in range(threads)])
+            except BaseException:  # no more threads can be started, or an interrupt
+                together.abort()
+                pool.shutdown(wait=False)
+                raise
+            finally:
+                torch.set_num_threads(threads)  # also what other new threads begin with
+            _pools[threads] = pool
+        return _pools[threads]
