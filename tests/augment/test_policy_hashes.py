@@ -24,6 +24,7 @@ from tests.augment.view_hashes import (
     numbers_digest,
     policy_hashes,
 )
+from udkd.augment import apply as augment
 from udkd.augment.policies import Op
 
 LONG = bool(os.environ.get("UDKD_LONG_TESTS"))
@@ -65,12 +66,14 @@ def test_golden_pixels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_orders_batches_and_threads_change_no_bit(name: str) -> None:
+def test_orders_batches_and_threads_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are also divided among threads, which is otherwise done with larger ones."""
     want = in_id_order(name)
     assert len(want) == COUNT["samples"] * COUNT["views"]
     assert len(set(want.values())) > 0.8 * len(want), "the views are not all the same"
     assert name == "none" or digest_of_all(want) != digest_of_all(in_id_order("none"))
     before = torch.get_num_threads()
+    monkeypatch.setattr(augment, "_PART_VALUES", 1)
     try:
         for batch, threads in ((20 if LONG else 6, 1), (34, 2), (SAMPLES, 1)):
             torch.set_num_threads(threads)

@@ -15,7 +15,16 @@ import torch
 _PARTS_PER_THREAD = 4  # so that a slow part does not keep the others waiting
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
-os.register_at_fork(after_in_child=_pools.clear)  # a forked process has none of its parent's threads
+
+
+def _forget_pools() -> None:
+    """A forked process has none of its parent's threads, and one of those may have held the lock."""
+    global _lock
+    _pools.clear()
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_pools)
 
 
 def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
