@@ -463,6 +463,15 @@ def test_lists_are_tuples() -> None:
     assert hash(lists) == hash(tuples)
 
 
+def test_numpys_numbers_are_pythons() -> None:
+    """The key of a cache is JSON."""
+    op = ViewOp(op="rotate", prob=np.float32(0.5), low=np.int64(-9), high=np.int16(9))  # type: ignore[arg-type]
+    spec = ViewSpec(size_px=np.int64(32), flip=np.float32(0.5), fill=[*np.array([1, 2, 3])], ops=(op,))  # type: ignore[arg-type]
+    same = ViewSpec(size_px=32, fill=(1, 2, 3), ops=(ViewOp(op="rotate", prob=0.5, low=-9, high=9),))
+    assert spec == same
+    assert json.dumps(spec.key_values) == json.dumps(same.key_values)
+
+
 def test_properties_follow_the_fields() -> None:
     spec = ViewSpec(jitter="uint8", brightness=0.4, hue=0.1)
     assert spec.jitters

@@ -67,6 +67,9 @@ def test_keys_of_a_prefix(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_value_that_is_no_list_says_what_one_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = inside(capsys, "recipe", "show", "kd", "--set", "train.loggers=tensorboard,wandb")
     refused(wrong, 'expected a list, such as [1, 2] or ["a", "b"]; ')
+    for entry in ("views.ops.0.op=solarize", "views.ops=solarize"):
+        wrong = inside(capsys, "recipe", "show", "kd", "--set", entry)
+        refused(wrong, "views.ops is ", "expected a list, such as [{op = …, prob = …, low = …, high = …}]; ")
 
 
 def test_a_folder_is_no_suggestion_for_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

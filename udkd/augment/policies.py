@@ -98,6 +98,13 @@ _RANGES: dict[Op, tuple[float, float]] = {
 """The magnitudes that an operation takes, in the units of `encode`; operations that are not listed take none."""
 
 
+def plain(value: object) -> object:
+    """Tuples for lists, which dictionaries' keys may hold, and Python's numbers for NumPy's, which JSON lacks."""
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewOp:
     """One operation on a view, with a random magnitude.
@@ -118,6 +125,7 @@ class ViewOp:
         if self.op not in get_args(OpName):
             raise ConfigError(f"op is {self.op!r}; expected one of {', '.join(get_args(OpName))}; change it")
         for name in ("prob", "low", "high"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
             if not isinstance(getattr(self, name), Real):
                 raise ConfigError(f"{name} of {self.op} is {getattr(self, name)!r}; expected a number; change it")
         if not 0 <= self.prob <= 1:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from udkd.augment.erasing import EraseFill, draw_erasing
 from udkd.augment.mixing import draw_mixing
-from udkd.augment.policies import MAX_OPS, MAX_POLICY_OPS, Op, Policy, PolicySettings, ViewOp, draw_ops, row_ops
+from udkd.augment.policies import MAX_OPS, MAX_POLICY_OPS, Op, Policy, PolicySettings, ViewOp, draw_ops, plain, row_ops
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.portable import exp
 from udkd.utils.rng import U64, key, uniform
@@ -126,10 +126,8 @@ class ViewSpec:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list) and isinstance(field.default, tuple):
-                object.__setattr__(self, field.name, tuple(value))  # a spec is a key of dictionaries
-                value = tuple(value)
+            value = plain(getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
             _check_type(field.name, value, field.default)
         if self.scheme not in get_args(Scheme):
             raise ConfigError(f"view scheme {self.scheme!r}; expected one of {', '.join(get_args(Scheme))}; change it")

@@ -15,6 +15,8 @@ Model = TypeVar("Model", bound=BaseModel)
 Path = tuple[int | str, ...]
 _SHOWN = 12
 """Keys of a section that an error lists."""
+_SHOWN_OF_ITEM = 4
+"""Keys of a list's item that an error shows."""
 _SUGGESTED = 2
 """Keys that an error suggests."""
 
@@ -55,7 +57,11 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     # A union reports each of its members: teacher.views is "eval" or a number.
     messages = [problem["msg"] for problem in problems if _locate(problem["loc"], model)[0] == keys]
     expected = " or ".join(message.removeprefix("Input should be ") for message in messages)
-    expected = expected.replace("a valid array", 'a list, such as [1, 2] or ["a", "b"]')
+    item = _inside(_inside(section, keys[-1]), 0) if keys else None
+    example = '[1, 2] or ["a", "b"]'
+    if _is_model(item):
+        example = "[{" + ", ".join(f"{name} = …" for name in list(item.model_fields)[:_SHOWN_OF_ITEM]) + "}]"
+    expected = expected.replace("a valid array", f"a list, such as {example}")
     return f"{path} is {shorten(_as_json(first['input']))}{more}; expected {expected}; change it"
 
 
