@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
@@ -31,10 +32,11 @@ EXPECTATION = """On a CPU the exact sums cost about what torchvision's separable
 pixels, and grow a little with the canvas side, all of which is made float32; jitter costs several times as much. On a GPU
 the sums are bound by memory: below 10 µs an image at canvas 256, growing with the side; eager jitter and normalisation as
 much again, and compiled half of that. Torchvision image by image is bound by launches on a GPU: 100 times slower.
-Operations on a CPU: half of torchvision's time for warps of the nearest pixel, hue, solarize, sharpness and blur, which it
-computes with more passes over float32; as fast for factors, autocontrast and equalize; slower for grayscale, saturation and
-bilinear warps, as our channels lie side by side, and for invert and posterize, a single pass that is copied once more. The
-sum over RandAugment(2, 9) 0.6 of torchvision's time at 224 px and a third at 64 px, where its calls cost more than the work."""
+Operations on a CPU (written after they had been profiled): each in at most torchvision's time. A quarter for translations,
+which are copies; half for warps of the nearest pixel, hue, solarize, sharpness and blur, which it computes with more passes
+over float32; 0.6 to 0.8 for factors, autocontrast and equalize; as long for invert and posterize, single passes that both copy
+once more, for grayscale and for bilinear warps. RandAugment(2, 9) 0.5 of its time at 224 px and 0.3 at 64 px, where its calls
+cost more than the work."""
 
 TORCHVISION = "torchvision, image by image"
 VALUES: dict[Op, float] = {
@@ -66,7 +68,7 @@ _DRAWS = 8  # batches of drawn views per call, so that each contains most operat
 
 
 def main(
-    batch: Annotated[int, typer.Option("--batch", min=0, help="0: 256 on a GPU, else 16.")] = 0,
+    batch: Annotated[int, typer.Option("--batch", min=0, help="0: 256 on a GPU, else 64.")] = 0,
     operations: Annotated[bool, typer.Option("--operations", help="Also operations and policies.")] = False,
     px: Annotated[int, typer.Option("--px", min=0, help="Side of the views; 0: 224.")] = 0,
     sides: Annotated[list[int] | None, typer.Option("--side", min=32, help="Canvas side; repeatable.")] = None,
@@ -78,7 +80,7 @@ def main(
     """Time the augmentation from canvases to normalised input, ours eager and compiled."""
     dev = choose_device(device)
     gpu = dev.type == "cuda"
-    batch, px, sides = batch or (256 if gpu else 16), px or 224, sides or ([256, 320, 400, 512] if gpu else [256, 512])
+    batch, px, sides = batch or (256 if gpu else 64), px or 224, sides or ([256, 320, 400, 512] if gpu else [256, 512])
     result = BenchmarkResult.begin("augment", EXPECTATION, dev, {"batch": batch, "px": px, "sides": sides})
     for side in sides:
         timed = measure(side, px, batch, dev, rounds, compile)
@@ -243,7 +245,10 @@ def _torchvision_op(op: Op, value: float, px: int, mode: InterpolationMode) -> C
 
 
 def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
-    axes = figure.add_subplot()
+    operations = [row for row in result.rows if "operation" in row and row["variant"] == "ours"]
+    if operations:
+        figure.set_size_inches(figure.get_figwidth(), 2.2 * figure.get_figheight())
+    axes, *more = figure.subplots(1 + bool(operations), 1, height_ratios=[1, 2][: 1 + bool(operations)], squeeze=False)[:, 0]
     by_side = [row for row in result.rows if "side" in row]
     for index, name in enumerate(dict.fromkeys(row["variant"] for row in by_side)):
         rows = [row for row in by_side if row["variant"] == name]
@@ -254,4 +259,25 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes.set_ylabel("images/s")
     axes.set_ylim(bottom=0)
     axes.set_title(f"Canvases to {result.settings['px']} px input, batch {result.settings['batch']}")
+    axes.legend()
+    for operation_axes in more:
+        _plot_operations(operations, operation_axes, palette)
+
+
+def _plot_operations(rows: list[dict[str, Any]], axes: Axes, palette: Palette) -> None:
+    """Our time over torchvision's, median and range."""
+    names = list(dict.fromkeys(row["operation"] for row in rows))[::-1]
+    sizes = list(dict.fromkeys(row["px"] for row in rows))
+    for index, size_px in enumerate(sizes):
+        of_size = {row["operation"]: row["ratio"] for row in rows if row["px"] == size_px}
+        ratios = [of_size[name] for name in names]
+        places = [place + 0.15 - 0.3 * index for place in range(len(names))]
+        medians = [ratio["median"] for ratio in ratios]
+        reach = [[ratio["median"] - ratio["min"] for ratio in ratios], [ratio["max"] - ratio["median"] for ratio in ratios]]
+        style: dict[str, Any] = {"marker": MARKERS[index], "color": palette.student(index), "linestyle": "none"}
+        axes.errorbar(medians, places, xerr=reach, label=f"{size_px} px", **style)
+    axes.axvline(1, color=palette.mark, linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time over torchvision's, with its range over the rounds: below 1 is faster")
     axes.legend()

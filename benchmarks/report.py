@@ -221,6 +221,11 @@ TABLE_ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
     ("the loss's share of a step", "", _shares()),
     ("augmentation, times as fast as torchvision (canvas 256)", "", _speedup("augment", "ours", side=256)),
     ("the same, compiled", "", _speedup("augment", "ours, compiled", side=256)),
+    (
+        "RandAugment(2, 9) of pixels, times as fast as torchvision",
+        "",
+        _speedup("augment", "ours", operation="RandAugment(2, 9)"),
+    ),
     ("an image's cost with 100,000 samples over that with 1,000", "", _ratio("scale", "100000 samples")),
     ("two students by batch, images/s", "", _speed("scale", "batch")),
     ("step without the cache", "", _ratio("step", "cache off: live teacher")),

@@ -57,7 +57,7 @@ def _explain(problems: Sequence[Any], model: type[BaseModel], noun: str) -> str:
     # A union reports each of its members: teacher.views is "eval" or a number.
     messages = [problem["msg"] for problem in problems if _locate(problem["loc"], model)[0] == keys]
     expected = " or ".join(message.removeprefix("Input should be ") for message in messages)
-    item = _inside(_inside(section, keys[-1]), 0) if keys else None
+    item: Any = _inside(_inside(section, keys[-1]), 0) if keys else None
     example = '[1, 2] or ["a", "b"]'
     if _is_model(item):
         example = "[{" + ", ".join(f"{name} = …" for name in list(item.model_fields)[:_SHOWN_OF_ITEM]) + "}]"
