@@ -9,7 +9,7 @@ runs on all samples, with a magnitude that changes nothing where the sample has 
 the host waits for nothing. Both call the same functions.
 
 Pixels are [B, O, O, 3] outside of this module and [B, 3, O, O] in it. On a CPU each channel is a plane of memory, for its
-vector instructions; on a GPU channels lie side by side. A CPU works on batches in several threads, each with its own samples.
+vector instructions; on a GPU channels lie side by side.
 
 Letters: B batch, O side of the view, R rows.
 """
@@ -36,7 +36,6 @@ _NOISE_BITS = 12
 _CHUNK_VALUES = 1 << 18  # of a batch that an operation works on at once on a CPU: float32 copies stay in its cache
 _BLUR_BITS, _BLUR_DROP = 15, 8  # of a weight; what a first pass drops of its 23 bits
 _COORDINATE_BITS, _WEIGHT_BITS = 11, 16  # of bilinear warps
-_WARP = WARPS[0]  # stands for all of them: they share one function
 _EXP2 = tuple(0.6931471805599453**n / math.factorial(n) for n in range(7, -1, -1))
 
 
