@@ -15,6 +15,7 @@ from tests.augment.view_hashes import (
     GOLDEN,
     GOLDEN_SAMPLES,
     GOLDEN_VIEWS,
+    PLAIN_DIGEST,
     POLICIES,
     SAMPLES,
     VIEWS,
@@ -127,15 +128,18 @@ def test_process_settings_change_no_bit(name: str) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2] if LONG else [1])
 def test_a_new_process_with_other_settings_has_the_same_bits(seed: int) -> None:
+    """Of these views, and of the 10,000 plain ones of test_augment.py, which start no second process for it."""
     program = (
         f"from tests.augment.view_hashes import *; torch.manual_seed({seed}); np.random.seed({seed})\n"
         f"digests = all_digests({COUNT['samples']}, {COUNT['views']}, batch={20 * seed})\n"
+        "digests |= {'10,000 views': {'pixels': digest_of_all(hashes(np.random.default_rng(8).permutation(SAMPLES), 100))}}\n"
         "print(json.dumps({name: digest['pixels'] for name, digest in digests.items()}))"
     )
     switches = {"ONEDNN_DEFAULT_FPMATH_MODE": "ANY", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", "ATEN_CPU_CAPABILITY": "default"}
     environment = os.environ | switches | {"OMP_NUM_THREADS": str(seed), "PYTHONHASHSEED": str(seed)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
-    assert json.loads(done.stdout) == {name: digest_of_all(in_id_order(name)) for name in POLICIES}
+    want = {name: digest_of_all(in_id_order(name)) for name in POLICIES}
+    assert json.loads(done.stdout) == want | {"10,000 views": PLAIN_DIGEST}
 
 
 @pytest.mark.long

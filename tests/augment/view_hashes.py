@@ -28,6 +28,9 @@ from udkd.augment.views import Views, ViewSpec, draw_views
 SAMPLES, VIEWS, SIDE = 2_500, 4, 28
 SEED = 0
 TINY = ViewSpec(size_px=12, resize_px=14, brightness=0.4, contrast=0.4, saturation=0.4)
+PLAIN_DIGEST = "8d1866ae7ecd8a4b9cb20a286dd4061280b879466356bac414e0529971dedb01"
+"""`digest_of_all` of the 10,000 views of TINY."""
+
 Hashes = dict[tuple[int, int], bytes]
 """The sha256 of a view's pixels, by (view, sample)."""
 MakePixels = Callable[[Tensor, ViewTable, ViewSpec, int], Tensor]

@@ -1,6 +1,6 @@
 """What all commands have in common: the order of arguments, help, levels of output, exit codes, completion."""
 
-import os
+import json
 import re
 import subprocess
 import sys
@@ -190,42 +190,61 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, out.strip().partition("+")[0]) == (0, expected)
 
 
-def complete(shell: str, line: str) -> list[str]:
-    """What the shell's script gets from the command for a line with the cursor at its end; torch must not be imported."""
+COMPLETE = """
+import json, os, sys
+from tests.forks import forked
+from udkd.__main__ import main
+
+def complete(shell, line):
     words = line.split(" ")
-    variables = {
-        "_UDKD_COMPLETE": f"complete_{shell}",
-        "COMP_WORDS": "\n".join(words),
-        "COMP_CWORD": str(len(words) - 1),
-        "_TYPER_COMPLETE_ARGS": line,
-        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
-    }
-    code = "import sys; from udkd.__main__ import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    os.environ |= {"_UDKD_COMPLETE": f"complete_{shell}", "COMP_WORDS": "\\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    os.environ |= {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    try:
+        main()
+    finally:
+        assert "torch" not in sys.modules
+
+sys.argv, requests = sys.argv[:1], json.loads(sys.argv[1])
+for shell, line in requests:
+    assert os.waitpid(forked(complete, shell, line), 0)[1] == 0, line
+    print("next", flush=True)
+"""
+
+
+def completions(*requests: tuple[str, str]) -> list[list[str]]:
+    """What a shell's script gets from the command for a line with the cursor at its end; torch must not be imported.
+
+    Each is a fork of one process, which has imported what a command imports before it looks at its arguments.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", COMPLETE, json.dumps(requests)],
         cwd=ROOT,
-        env=os.environ | variables,
         capture_output=True,
         text=True,
         timeout=scaled(60),
         check=True,
     )
     assert done.stderr == ""
-    return [line for line in done.stdout.splitlines() if line]
+    return [[line for line in text.splitlines() if line] for text in done.stdout.split("next\n")[:-1]]
 
 
 def test_completion_of_commands_recipes_studies_and_backends() -> None:
-    assert complete("bash", "udkd ca") == ["cache"]
-    assert complete("bash", "udkd train ") == shipped_names("recipe")
-    assert complete("bash", "udkd study table1 tab") == ["table1", "table2", "table3", "table4"]
-    assert complete("bash", "udkd train smoke --backend f") == ["ffcv", "folder"]
-    assert complete("bash", "udkd cache info --da") == ["--data"]
-    assert complete("bash", "udkd train smoke --data ") == [], "files, by the shell"
-    (fit,) = [line for line in complete("fish", "udkd teacher ") if line.startswith("fit")]
+    wanted = {
+        "udkd ca": ["cache"],
+        "udkd train ": shipped_names("recipe"),
+        "udkd study table1 tab": ["table1", "table2", "table3", "table4"],
+        "udkd train smoke --backend f": ["ffcv", "folder"],
+        "udkd cache info --da": ["--data"],
+        "udkd train smoke --data ": [],  # files, by the shell
+        "udkd train smoke --set train.ep": ["train.epochs=", "train.epochs=50"],
+        "udkd train smoke --set students.1.lr": ["students.1.lr=", "students.1.lr_end="],
+    }
+    others = [("fish", "udkd teacher "), ("zsh", "udkd train sm")]
+    *by_bash, by_fish, by_zsh = completions(*(("bash", line) for line in wanted), *others)
+    assert dict(zip(wanted, by_bash, strict=True)) == wanted
+    (fit,) = [line for line in by_fish if line.startswith("fit")]
     assert fit == "fit\tTrain a teacher with hard labels."
-    assert complete("bash", "udkd train smoke --set train.ep") == ["train.epochs=", "train.epochs=50"]
-    assert complete("bash", "udkd train smoke --set students.1.lr") == ["students.1.lr=", "students.1.lr_end="]
-    assert '"smoke"' in "".join(complete("zsh", "udkd train sm"))
+    assert '"smoke"' in "".join(by_zsh)
 
 
 def test_no_figure_of_an_accuracy_table_is_cut_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ import torch
 
 HERE = Path(__file__).parent
 SOURCES = ("device.cpp", "memory.cpp", "kernels.cpp", "driver.cpp", "libraries.cpp")
+MISTAKE = "the next piece of code\n"
+"""On stderr of `tests.fake_cuda.steps`, which this module spares the tests to import."""
+
 TORCH = Path(torch.__file__).parent / "lib"
 LIBRARIES = ("c10_cuda", "torch_cuda", "torch_python", "torch_nvshmem", "torch_cuda_linalg", "torch_cpu", "caffe2_nvrtc")
 CUDA = r"\bU ((?:cuda|__cuda|cu[A-Z]|cublas|cudnn|cusparse|cusolver|cufft|curand|cupti)\w*)"
@@ -44,11 +47,10 @@ def missing() -> str | None:
 
 def build(folder: Path) -> dict[str, str]:
     """Build the library into `folder`; returns the environment variables that load it into a process."""
-    objects = []
-    for name in SOURCES:
-        objects.append(folder / f"{name}.o")
-        _run("g++", "-std=c++17", "-fPIC", "-O1", *(f"-I{path}" for path in _headers()), "-c", HERE / name, "-o", objects[-1])
-    defined = set(re.findall(r" T (\w+)$", _run("nm", *objects), re.MULTILINE))
+    together, compiled = folder / "all.cpp", folder / "all.o"
+    together.write_text("".join(f'#include "{HERE / name}"\n' for name in SOURCES))  # CUDA's headers are read once
+    _run("g++", "-std=c++17", "-fPIC", "-O1", *(f"-I{path}" for path in _headers()), "-c", together, "-o", compiled)
+    defined = set(re.findall(r" T (\w+)$", _run("nm", compiled), re.MULTILINE))
     libraries = [path for name in LIBRARIES if (path := TORCH / f"lib{name}.so").exists()]
     needed = {*re.findall(CUDA, _run("nm", "--dynamic", "--undefined-only", *libraries)), *TRITON}
     # All functions that the sources do not define return 0, success.
@@ -56,7 +58,7 @@ def build(folder: Path) -> dict[str, str]:
     others.write_text("".join(f"int {symbol}(void) {{ return 0; }}\n" for symbol in sorted(needed - defined)))
     library = folder / "libcuda.so.1"
     _run("gcc", "-fPIC", "-fno-builtin", "-c", others, "-o", folder / "others.o")
-    _run("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", library, *objects, folder / "others.o", "-ldl", "-lpthread")
+    _run("g++", "-shared", "-Wl,-soname,libcuda.so.1", "-o", library, compiled, folder / "others.o", "-ldl", "-lpthread")
     (folder / "libcuda.so").symlink_to(library)  # for Triton's build
     return {"LD_PRELOAD": str(library), "LD_LIBRARY_PATH": str(folder), "TRITON_LIBCUDA_PATH": str(folder)}
 

@@ -1,7 +1,8 @@
-"""Takes training steps on the fake device and prints its counts: `python -m tests.fake_cuda.steps RECIPES PX BATCH`.
+"""Takes training steps on the fake device and prints its counts: `python -m tests.fake_cuda.steps RECIPES PX BATCH [CODE…]`.
 
-RECIPES is a JSON object, name -> recipe settings; each output line is the JSON of one recipe. Without the fake library the
-program builds it and restarts itself with it.
+RECIPES is a JSON object, name -> recipe settings; each output line is the JSON of one recipe. Then each CODE is run, with a
+tensor `x`; MISTAKE on stderr precedes the traceback of each. Without the fake library the program builds it and restarts
+itself with it.
 """
 
 import ctypes
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from torch import nn
 from torchvision.models._api import register_model
 
 from benchmarks.common.harness import canvases, make_step, paper_recipe
-from tests.fake_cuda.build import build
+from tests.fake_cuda.build import MISTAKE, build
 
 STEPS = 4  # per epoch
 COUNTS = ("launches", "captured", "replays", "graphs", "waits", "from_host", "to_host")
@@ -70,9 +72,20 @@ def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
         print(json.dumps({"name": name, "first": first, "second": counts_since(before)}), flush=True)
 
 
+def make_mistakes(pieces: list[str]) -> None:
+    """Run pieces of code that should raise."""
+    for code in pieces:
+        print(MISTAKE, end="", file=sys.stderr, flush=True)
+        try:
+            exec(code, {"torch": torch, "x": torch.ones(4, device="cuda")})
+        except Exception:
+            traceback.print_exc()
+
+
 if __name__ == "__main__":
     if hasattr(ctypes.CDLL(None), "fake_cuda_count"):
-        main(json.loads(sys.argv[1]), *map(int, sys.argv[2:]))
+        main(json.loads(sys.argv[1]), *map(int, sys.argv[2:4]))
+        make_mistakes(sys.argv[4:])
     else:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "tests.fake_cuda.steps", *sys.argv[1:]]

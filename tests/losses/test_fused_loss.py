@@ -4,33 +4,34 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.cli import commands
 from tests.timeouts import scaled
 from udkd.config.loading import load_recipe
 from udkd.training.build_step import make_loss
 from udkd.utils.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+
+def test_it_is_imported_only_when_chosen() -> None:
+    done = commands.run(module="tests.losses.trainer_imports")
+    assert done.out.split() == ["udkd.training.trainer", "False"], done
 
 
 def test_values_and_gradients_against_the_oracle() -> None:
-    """And Triton is imported only when chosen."""
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-m", "tests.losses.fused_loss_check"],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=commands.ROOT,
         env=os.environ | {"TRITON_INTERPRET": "1"},
         timeout=scaled(280),
     )
     assert done.returncode == 0, done.stderr
-    first, *rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert first == {"imported": False, "with": "udkd.training.trainer"}
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == (28 if os.environ.get("UDKD_LONG_TESTS") else 20)
     for row in rows:
         assert row["finite"], row

@@ -24,6 +24,7 @@ from udkd.training.trainer import TrainJob, train
 from udkd.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
+DATASET_IMAGES = {"per_class": 4, "val_per_class": 1}  # two steps in an epoch
 OPTIONS: dict[str, dict[str, Any]] = {
     "AdamW": {"betas": (0.8, 0.95), "eps": 1e-6, "amsgrad": True},
     "RMSprop": {"alpha": 0.9, "centered": True},
@@ -146,7 +147,7 @@ MIXED = (
 
 def test_resumed_equals_uninterrupted(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     """SGD, AdamW, RMSprop and NAdam, interrupted between two steps of the first epoch, to the last bit."""
-    recipe = small_recipe(MIXED, "train.epochs=2", "train.batch_size=48")
+    recipe = small_recipe(MIXED, "train.epochs=2", "train.batch_size=8")
     job = TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
     train(job)
     interrupted = vars(job) | {"out": tmp_path / "b"}

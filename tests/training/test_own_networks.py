@@ -36,6 +36,7 @@ from udkd.utils.errors import ConfigError, DataError, MismatchError
 from udkd.utils.progress import SILENT
 
 CPU = torch.device("cpu")
+DATASET_IMAGES = {"per_class": 12, "val_per_class": 3}
 OWN = "tests.models.own_models:make"
 VIT = "timm/test_vit"
 STUDENTS = (

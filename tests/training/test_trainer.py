@@ -31,6 +31,8 @@ from udkd.utils.progress import Silent
 CPU = torch.device("cpu")
 LONG = pytest.mark.long
 TWIN = "{architecture='squeezenet1_1', lr=0.01}"
+DATASET_IMAGES = {"per_class": 12, "val_per_class": 3}
+STEPS = 6  # in an epoch: 48 images in batches of 8
 
 
 class Trace(Silent):
@@ -64,7 +66,7 @@ PLAIN_JITTER = tuple(f"views.{name}=0.0" for name in ("brightness", "contrast", 
     [
         ('"eval"', 2, ()),
         pytest.param("2", 3, (), marks=LONG),
-        ("5", 5, (*PLAIN_JITTER, *STRONG)),  # 60 steps, new views in each
+        ("5", 5, (*PLAIN_JITTER, *STRONG, "train.batch_size=4")),  # 60 steps, new views in each
         pytest.param(
             "2", 3, (*STRONG, "views.jitter='uint8'", "views.mixup=0.8", "loss.sample_weight='correctness'"), marks=LONG
         ),
@@ -79,7 +81,7 @@ def test_cached_equals_live_bit_for_bit(
     options = {"data": dataset.path, "device": CPU, "teacher": teacher.path}
     trace_a, a = traced(TrainJob(recipe=cached, out=tmp_path / "a", cache=folder, **options))
     trace_b, b = traced(TrainJob(recipe=live, out=tmp_path / "b", **options))
-    assert a.step == b.step == 12 * epochs
+    assert a.step == b.step == epochs * len(dataset.split("train").ids) // cached.train.batch_size
     assert len(trace_a.sums) == len(trace_b.sums)
     for step, (one, other) in enumerate(zip(trace_a.sums, trace_b.sums, strict=True)):
         assert torch.equal(one, other), f"losses differ at observation {step}"
@@ -98,7 +100,9 @@ def test_two_runs_are_bit_equal_and_seeds_matter(tmp_path: Path, dataset: Datase
     assert metrics_without_time(tmp_path / "a") == metrics_without_time(tmp_path / "b")
 
 
-@pytest.mark.parametrize("stop_after", [pytest.param(1, marks=LONG), 11, 12, pytest.param(13, marks=LONG), 25])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(1, marks=LONG), STEPS - 1, STEPS, pytest.param(STEPS + 1, marks=LONG), 2 * STEPS + 1]
+)
 def test_stopped_and_resumed_equals_uninterrupted(
     tmp_path: Path, dataset: DatasetFolder, cache: Path, stop_after: int, uninterrupted_run: Path
 ) -> None:
@@ -113,7 +117,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
 
 
 def test_running_statistics_resume_to_the_same_bits(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
-    recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch_size=32")
+    recipe = small_recipe(BATCH_NORM, "train.epochs=1", "train.batch_size=16")
     job = TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / "a", device=CPU, cache=cache)
     train(job)
     interrupted = vars(job) | {"out": tmp_path / "b"}
@@ -132,9 +136,10 @@ def test_a_live_run_stopped_in_the_middle_equals_a_cached_one(
     folder = build_cache(tmp_path / "cache", dataset=dataset, teacher=teacher, recipe=cached, device=CPU).cache.folder
     train(TrainJob(recipe=cached, data=dataset.path, out=tmp_path / "cached", device=CPU, cache=folder))
     job = TrainJob(recipe=live, data=dataset.path, out=tmp_path / "live", device=CPU, teacher=teacher.path)
-    for stop_after in (5, 14):
+    for stop_after in (STEPS - 1, STEPS + 2):
         observer = StopAfter(stop_after)
-        outcome = train(TrainJob(**(vars(job) | {"observer": observer, "stopped": observer.stopped, "resume": stop_after > 5})))
+        stopped = {"observer": observer, "stopped": observer.stopped, "resume": stop_after >= STEPS}
+        outcome = train(TrainJob(**(vars(job) | stopped)))
         assert (outcome.finished, outcome.step) == (False, stop_after)
     assert train(TrainJob(**(vars(job) | {"resume": True}))).finished
     assert checkpoint_hash(tmp_path / "live") == checkpoint_hash(tmp_path / "cached")
@@ -202,11 +207,11 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path, dataset: Datas
     kept = checkpoint_hash(out)
     with torch.no_grad():
         next(trainer.students[0].model.parameters()).fill_(float("nan"))
-    with pytest.raises(RunError, match=r"step 12 \(epoch 2\) is not finite"):
+    with pytest.raises(RunError, match=rf"step {STEPS} \(epoch 2\) is not finite"):
         trainer.run()
     trainer.close()
     assert checkpoint_hash(out) == kept
-    assert RunFolder.open(out).load().progress.step == 12
+    assert RunFolder.open(out).load().progress.step == STEPS
 
 
 def test_weights_that_broke_in_the_last_step_are_not_saved(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
@@ -236,7 +241,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
             trainer.run()
     trainer.close()
     assert checkpoint_hash(out) == kept
-    assert RunFolder.open(out).load().progress.step == 12
+    assert RunFolder.open(out).load().progress.step == STEPS
 
 
 @pytest.mark.parametrize(
@@ -245,9 +250,9 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
         (["loss.alpha=1", "loss.beta=0", "loss.gamma=0"], (True, False, False)),
         (["loss.alpha=0.3", "loss.beta=0.7", "loss.gamma=0", 'loss.sample_weight="constant"'], (True, True, False)),
         (["loss.gamma=0"], (True, True, False)),
-        (['students=[{architecture="resnet18"}]', "train.batch_size=48"], (True, True, False)),
+        (['students=[{architecture="resnet18"}]', "train.batch_size=24"], (True, True, False)),
         (
-            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]", "train.batch_size=48"],
+            [f"students=[{TWIN},{TWIN},{{architecture='mobilenet_v2'}}]", "train.batch_size=24"],
             (True, True, True),
         ),
     ],
@@ -282,7 +287,7 @@ def test_options_run(tmp_path: Path, teacher: TeacherFolder) -> None:
 def test_the_first_step_of_a_compiled_loss_matches_eager(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     rows = []
     for mode in ("off", "loss"):
-        recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch_size=96")
+        recipe = small_recipe(f'train.compile="{mode}"', "train.epochs=1", "train.batch_size=48")
         train(TrainJob(recipe=recipe, data=dataset.path, out=tmp_path / mode, device=CPU, cache=cache))
         rows.append(RunFolder.open(tmp_path / mode).metrics()[0]["train"])
     for term in ("hard", "teacher", "peer"):
@@ -291,7 +296,7 @@ def test_the_first_step_of_a_compiled_loss_matches_eager(tmp_path: Path, dataset
 
 def test_mismatched_inputs_are_one_line(tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path) -> None:
     other = make_teacher(tmp_path / "other", dataset, seed=5)
-    another_data = make_dataset(tmp_path / "another", per_class=10)
+    another_data = make_dataset(tmp_path / "another", per_class=5)
 
     def attempt(recipe: Recipe, **changes: object) -> None:
         job = {"recipe": recipe, "data": dataset.path, "out": tmp_path / "run", "device": CPU, "cache": cache}
@@ -308,8 +313,8 @@ def test_mismatched_inputs_are_one_line(tmp_path: Path, dataset: DatasetFolder, 
         attempt(small_recipe("teacher.views=3"), out=tmp_path / "run4")
     with pytest.raises(CacheError, match="no such folder"):
         attempt(small_recipe(), cache=tmp_path / "nowhere", out=tmp_path / "run5")
-    with pytest.raises(ConfigError, match="more than the 96 training images"):
-        attempt(small_recipe("train.batch_size=97"), out=tmp_path / "run6")
+    with pytest.raises(ConfigError, match="more than the 48 training images"):
+        attempt(small_recipe("train.batch_size=49"), out=tmp_path / "run6")
     with pytest.raises(ConfigError, match=r"no cache was given.*udkd cache build, or give --teacher TEACHER"):
         attempt(small_recipe(), cache=None, out=tmp_path / "run7")
     assert not any((tmp_path / f"run{n}" / "config.json").exists() for n in ("", 2, 3, 4, 5, 6, 7)), (
