@@ -6,6 +6,8 @@ PYTEST := $(BIN)/pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --n
 # OpenMP threads that spin while they wait starve every other process: a 470 ms step took 3,300 ms beside one on two cores.
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
+# Tests start many processes. Without bytecode on disk each of them compiles every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install test test-long quickstart docs wheel clean
 .NOTPARALLEL:
