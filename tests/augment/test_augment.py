@@ -426,6 +426,7 @@ def restored_settings() -> Iterator[None]:
     precisions = {name: module.fp32_precision for name, module in PRECISIONS.items()}
     threads, mkldnn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     yield
+    torch.set_float32_matmul_precision("highest")
     for name, precision in precisions.items():
         PRECISIONS[name].fp32_precision = precision
     torch.backends.mkldnn.set_flags(mkldnn)
