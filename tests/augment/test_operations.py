@@ -405,6 +405,14 @@ def test_compiled_operations_are_the_same_bits() -> None:
     compiled_equals_eager((Op.BRIGHTNESS, Op.SOLARIZE, Op.SOLARIZE_ADD, Op.POSTERIZE), OpSettings())
 
 
+def test_compiled_extrema_of_bytes() -> None:
+    """PyTorch issue 191499: inductor's code for a CPU finds a 0 among bytes that are side by side."""
+    x_BOO3 = torch.randint(50, 200, (2, 3, 16, 16), dtype=torch.uint8).permute(0, 2, 3, 1)
+    magnitude = torch.zeros(2, 2, dtype=torch.int32)
+    stretched = torch.compile(apply_op)(Op.AUTOCONTRAST, x_BOO3, magnitude, OpSettings())
+    assert torch.equal(stretched, apply_op(Op.AUTOCONTRAST, x_BOO3, magnitude, OpSettings()))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_all_compiled_operations_are_the_same_bits(settings: OpSettings) -> None:

@@ -266,8 +266,9 @@ def _invert(x_B3OO: Tensor) -> Tensor:
 
 def _range(x_B3OO: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel's lowest value and torchvision's float32 divisor, span times 1/255: [B, 3]; 0 and 1 where all are equal."""
-    low_B3 = x_B3OO.amin((2, 3)).float()
-    span_B3 = x_B3OO.amax((2, 3)).float() - low_B3
+    x = x_B3OO if _grouped(x_B3OO) else x_B3OO.int()  # the least of bytes is 0 by inductor, PyTorch issue 191499
+    low_B3 = x.amin((2, 3)).float()
+    span_B3 = x.amax((2, 3)).float() - low_B3
     return torch.where(span_B3 > 0, low_B3, 0.0), torch.where(span_B3 > 0, span_B3 * (1 / 255), 1.0)
 
 
