@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 
 _PARTS_PER_THREAD = 4  # so that a slow part does not keep the others waiting
+_MOST_THREADS = 16  # about a twentieth of the time is Python's, which runs in one thread at a time
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
@@ -28,12 +29,12 @@ os.register_at_fork(after_in_child=_forget_pools)
 
 
 def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
-    """Call `work` with slices that together cover range(count), in as many threads as PyTorch uses.
+    """Call `work` with slices that together cover range(count), in as many threads as PyTorch uses, up to 16.
 
     Within them PyTorch uses one thread. Parts have at least `least` samples: where there would be one part, it runs here, with
     all of PyTorch's threads. An exception is raised when all parts have ended.
     """
-    threads, parts = torch.get_num_threads(), count // least
+    threads, parts = min(torch.get_num_threads(), _MOST_THREADS), count // least
     if min(threads, parts) < 2:
         work(slice(0, count))
         return
@@ -46,19 +47,19 @@ def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
             work(part)
 
     bounds = [count * n // parts for n in range(parts + 1)]
-    futures = [_pool().submit(run, slice(*ends)) for ends in pairwise(bounds)]
+    pool = _pool(threads)
+    futures = [pool.submit(run, slice(*ends)) for ends in pairwise(bounds)]
     wait(futures)
     for future in futures:
         future.result()
 
 
-def _pool() -> ThreadPoolExecutor:
-    """The process's pool of torch.get_num_threads() threads."""
+def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
-        threads = torch.get_num_threads()
         if threads not in _pools:
             pool = ThreadPoolExecutor(threads, thread_name_prefix="samples")
             together = threading.Barrier(threads)  # one call for each thread
+            of_pytorch = torch.get_num_threads()
 
             def use_one() -> None:
                 torch.get_num_threads()  # PyTorch sets a new thread's number when it is first asked
@@ -72,6 +73,6 @@ def _pool() -> ThreadPoolExecutor:
                 pool.shutdown(wait=False)
                 raise
             finally:
-                torch.set_num_threads(threads)  # also what other new threads begin with
+                torch.set_num_threads(of_pytorch)  # also what other new threads begin with
             _pools[threads] = pool
         return _pools[threads]
