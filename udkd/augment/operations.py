@@ -16,6 +16,7 @@ Letters: B batch, O side of the view, R rows.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ def _to_change(pixels_BOO3: Tensor) -> Tensor:
 
 def change_rows(x_B3OO: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> None:
     """`apply_rows` in place: contiguous uint8 [B, 3, O, O] on a CPU."""
-    images, size_px = torch.split(x_B3OO, 1), x_B3OO.shape[-1]
+    size_px = x_B3OO.shape[-1]
     several = max(1, _CHUNK_VALUES // max(1, 3 * size_px * size_px))
     for row, op_B in enumerate(op_BR.T.tolist()):
         samples_of: dict[int, list[int]] = {}
@@ -84,23 +85,26 @@ def change_rows(x_B3OO: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: 
         for op, samples in samples_of.items():
             if op == Op.IDENTITY:
                 continue
-            in_place = _IN_PLACE.get(Op(op))
-            chunk = 1 if in_place else several
             parameters = _parameters(Op(op), magnitude_BR2[samples, row], size_px, settings)
+            if in_place := _IN_PLACE.get(Op(op)):
+                chunk, change = len(samples) if _are_neighbours(samples) else 1, in_place
+            else:
+                chunk, change = several, partial(_changed, Op(op), settings=settings)
             parts = zip(*(torch.split(each, chunk) for each in parameters), strict=True) if parameters else repeat(())
-            if in_place:
-                for sample, part in zip(samples, parts, strict=False):
-                    in_place(images[sample], *part)
-                continue
             for first, part in zip(range(0, len(samples), chunk), parts, strict=False):
                 own = samples[first : first + chunk]
-                x = images[own[0]] if len(own) == 1 else torch.cat([images[n] for n in own])
-                done = _changed(Op(op), x, part, settings)
-                if len(own) > 1:
-                    for sample, image in zip(own, torch.split(done, 1), strict=True):
-                        images[sample].copy_(image)
-                elif done is not x:
-                    x.copy_(done)
+                if _are_neighbours(own):
+                    x = x_B3OO[own[0] : own[-1] + 1]
+                    if (done := change(x, *part)) is not x:
+                        x.copy_(done)
+                else:
+                    done = change(torch.cat([x_B3OO[n : n + 1] for n in own]), *part)
+                    for sample, image in zip(own, done, strict=True):
+                        x_B3OO[sample].copy_(image)
+
+
+def _are_neighbours(samples: Sequence[int]) -> bool:
+    return samples[-1] - samples[0] == len(samples) - 1
 
 
 def _dense_row(x_B3OO: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence[Op], settings: OpSettings) -> Tensor:
@@ -121,7 +125,7 @@ def _dense_row(x_B3OO: Tensor, op_B: Tensor, magnitude_B2: Tensor, ops: Sequence
         if op not in WARPS and op not in _TABLES:
             has_op_B = op_B == op.value
             own_B2 = torch.where(has_op_B[:, None], magnitude_B2, 0)  # another operation's magnitude could overflow
-            changed = _changed(op, x_B3OO, _parameters(op, own_B2, x_B3OO.shape[-1], settings), settings)
+            changed = _changed(op, x_B3OO, *_parameters(op, own_B2, x_B3OO.shape[-1], settings), settings=settings)
             done = torch.where(has_op_B.view(-1, 1, 1, 1), changed.to(torch.uint8), done)
     return done
 
@@ -153,7 +157,7 @@ def apply_op(op: Op, x_BOO3: Tensor, magnitude_B2: Tensor, settings: OpSettings)
     """
     x_B3OO = _to_change(x_BOO3)
     parameters = _parameters(op, magnitude_B2, x_BOO3.shape[1], settings)
-    return _changed(op, x_B3OO, parameters, settings).to(torch.uint8).permute(0, 2, 3, 1)
+    return _changed(op, x_B3OO, *parameters, settings=settings).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _parameters(op: Op, magnitude_B2: Tensor, size_px: int, settings: OpSettings) -> Sequence[Tensor]:
@@ -165,7 +169,7 @@ def _parameters(op: Op, magnitude_B2: Tensor, size_px: int, settings: OpSettings
     return _PARAMETERS[op](magnitude_B2[:, 0].view(-1, 1, 1, 1)) if op in _PARAMETERS else ()
 
 
-def _changed(op: Op, x_B3OO: Tensor, parameters: Sequence[Tensor], settings: OpSettings) -> Tensor:
+def _changed(op: Op, x_B3OO: Tensor, *parameters: Tensor, settings: OpSettings) -> Tensor:
     """The result's values, of any dtype: to store them is to convert them. On a CPU it may be the input, overwritten."""
     if op in WARPS:
         if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) and _grouped(x_B3OO):
