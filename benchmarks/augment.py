@@ -259,7 +259,7 @@ def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
     axes.set_ylabel("images/s")
     axes.set_ylim(bottom=0)
     axes.set_title(f"Canvases to {result.settings['px']} px input, batch {result.settings['batch']}")
-    axes.legend()
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0), ncols=2)
     for operation_axes in more:
         _plot_operations(operations, operation_axes, palette)
 
@@ -280,4 +280,4 @@ def _plot_operations(rows: list[dict[str, Any]], axes: Axes, palette: Palette) -
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(left=0)
     axes.set_xlabel("time over torchvision's, with its range over the rounds: below 1 is faster")
-    axes.legend()
+    axes.legend(loc="center right", bbox_to_anchor=(0.92, 0.27))
