@@ -298,7 +298,7 @@ def random_rows(batch: int, size_px: int, seed: int, ops: tuple[Op, ...] = OPS) 
 def dense() -> Iterator[None]:
     """As on a GPU: every operation runs on all samples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(operations, "_grouped", lambda x: False)
+        patch.setattr(operations, "eager_on_cpu", lambda x: False)
         yield
 
 

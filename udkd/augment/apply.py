@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udkd.augment.mixing import MixedLabels
-from udkd.augment.operations import OpSettings, apply_rows, change_rows, erase, erase_boxes, mix
+from udkd.augment.operations import OpSettings, apply_rows, change_rows, eager_on_cpu, erase, erase_boxes, mix
 from udkd.augment.preprocessing import IMAGENET, Interpolation, NetworkInput, Preprocessing
 from udkd.augment.views import BRIGHTNESS, CONTRAST, SUBPIXELS, Views, ViewSpec
 from udkd.utils.cpu_threads import run_in_parts
@@ -133,7 +133,7 @@ def view_pixels(
     """`pixels`, then operations, erasing and mixing: uint8 [B, O, O, 3], equal bit for bit wherever it is computed."""
     op, magnitude, erase_box, noise_key = views.op, views.magnitude, views.erase_box, views.noise_key
     settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
-    if _eager_on_cpu(canvas_BSS3):
+    if eager_on_cpu(canvas_BSS3):
 
         def write(part: slice, x_B3OO: Tensor) -> None:
             x_B3OO.copy_(_resized(canvas_BSS3[part], views.part(part), size_px, interpolation).permute(0, 3, 1, 2))
@@ -159,10 +159,6 @@ def in_parts(write: Callable[[slice, Tensor], None], batch: int, size_px: int) -
     done_B3OO = torch.empty(batch, 3, size_px, size_px, dtype=torch.uint8)
     run_in_parts(lambda part: write(part, done_B3OO[part]), batch, least=-(-_PART_VALUES // max(1, 3 * size_px * size_px)))
     return done_B3OO.permute(0, 2, 3, 1)
-
-
-def _eager_on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def finish_each(
@@ -202,7 +198,7 @@ def pixels(canvas_BSS3: Tensor, views: ViewTable, size_px: int, interpolation: I
     Bicubic's bound was found by search alone: among 16,670 windows, 9e-5 of the values were 2 off, and none 3.
     """
     done_BOO3 = _resized(canvas_BSS3, views, size_px, interpolation)
-    if _eager_on_cpu(canvas_BSS3):
+    if eager_on_cpu(canvas_BSS3):
         return done_BOO3.permute(0, 3, 1, 2).to(torch.uint8, memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
     return done_BOO3.to(torch.uint8, memory_format=torch.contiguous_format)
 

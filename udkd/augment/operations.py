@@ -55,7 +55,7 @@ def apply_rows(
 ) -> Tensor:
     """Apply the rows one after the other: uint8 [B, O, O, 3] to the same. rows: what each row can hold, from row_ops."""
     x_B3OO = _to_change(pixels_BOO3)
-    if _grouped(x_B3OO):
+    if eager_on_cpu(x_B3OO):
         change_rows(x_B3OO, op_BR, magnitude_BR2, settings)
     else:
         for row, ops in enumerate(rows):
@@ -63,15 +63,15 @@ def apply_rows(
     return x_B3OO.permute(0, 2, 3, 1)
 
 
-def _grouped(x: Tensor) -> bool:
-    """Whether each operation runs on its samples alone, by host loops and eager kernels of a CPU, and overwrites them."""
+def eager_on_cpu(x: Tensor) -> bool:
+    """Whether each operation runs on its samples alone, by host loops and a CPU's own kernels, and overwrites them."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _to_change(pixels_BOO3: Tensor) -> Tensor:
     """[B, 3, O, O]; on a CPU a copy in planes."""
     x_B3OO = pixels_BOO3.permute(0, 3, 1, 2)
-    return x_B3OO.clone(memory_format=torch.contiguous_format) if _grouped(x_B3OO) else x_B3OO
+    return x_B3OO.clone(memory_format=torch.contiguous_format) if eager_on_cpu(x_B3OO) else x_B3OO
 
 
 def change_rows(x_B3OO: Tensor, op_BR: Tensor, magnitude_BR2: Tensor, settings: OpSettings) -> None:
@@ -172,7 +172,7 @@ def _parameters(op: Op, magnitude_B2: Tensor, size_px: int, settings: OpSettings
 def _changed(op: Op, x_B3OO: Tensor, *parameters: Tensor, settings: OpSettings) -> Tensor:
     """The result's values, of any dtype: to store them is to convert them. On a CPU it may be the input, overwritten."""
     if op in WARPS:
-        if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) and _grouped(x_B3OO):
+        if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) and eager_on_cpu(x_B3OO):
             return _moved(x_B3OO, _Source(*parameters), settings.fill)
         return _resampled(x_B3OO, _Source(*parameters), settings)
     return _PIXELS[op](x_B3OO, *parameters)
@@ -180,7 +180,7 @@ def _changed(op: Op, x_B3OO: Tensor, *parameters: Tensor, settings: OpSettings) 
 
 def _own(x_B3OO: Tensor) -> Tensor:
     """Pixels to overwrite."""
-    return x_B3OO if _grouped(x_B3OO) else x_B3OO.clone()
+    return x_B3OO if eager_on_cpu(x_B3OO) else x_B3OO.clone()
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -270,14 +270,14 @@ def _invert(x_B3OO: Tensor) -> Tensor:
 
 def _range(x_B3OO: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel's lowest value and torchvision's float32 divisor, span times 1/255: [B, 3]; 0 and 1 where all are equal."""
-    x = x_B3OO if _grouped(x_B3OO) else x_B3OO.int()  # the least of bytes is 0 by inductor, PyTorch issue 191499
+    x = x_B3OO if eager_on_cpu(x_B3OO) else x_B3OO.int()  # the least of bytes is 0 by inductor, PyTorch issue 191499
     low_B3 = x.amin((2, 3)).float()
     span_B3 = x.amax((2, 3)).float() - low_B3
     return torch.where(span_B3 > 0, low_B3, 0.0), torch.where(span_B3 > 0, span_B3 * (1 / 255), 1.0)
 
 
 def _autocontrast(x_B3OO: Tensor) -> Tensor:
-    if not _grouped(x_B3OO):
+    if not eager_on_cpu(x_B3OO):
         return _looked_up(x_B3OO, _autocontrast_table(x_B3OO))
     low_B311, scale_B311 = (each[..., None, None] for each in _range(x_B3OO))
     return _from_range(x_B3OO.float().sub_(low_B311).div_(scale_B311))
@@ -313,7 +313,7 @@ def _equalize_table(x_B3OO: Tensor) -> Tensor:
 def _histogram(x_B3OO: Tensor) -> Tensor:
     """How many pixels have each value: int64 [B, 3, 256]."""
     batch = len(x_B3OO)
-    if _grouped(x_B3OO):  # four times as fast as scatter_add, but the shape of its result depends on the data
+    if eager_on_cpu(x_B3OO):  # four times as fast as scatter_add, but the shape of its result depends on the data
         return torch.stack([line.bincount(minlength=256) for line in x_B3OO.view(batch * 3, -1)]).view(batch, 3, 256)
     place = _places(x_B3OO).long().flatten()
     histogram = torch.zeros(batch * 3 * 256, dtype=torch.int64, device=x_B3OO.device)
@@ -332,7 +332,7 @@ def _looked_up(x_B3OO: Tensor, table_B3V: Tensor) -> Tensor:
 
 def _taken(values_N: Tensor, place: Tensor) -> Tensor:
     """The values at some places, in their shape."""
-    if _grouped(place):
+    if eager_on_cpu(place):
         return values_N.index_select(0, place.view(-1)).view_as(place)
     return values_N[place]
 
@@ -368,7 +368,7 @@ def _wrapped(x: Tensor, turn: Tensor) -> Tensor:
 def _blur(x_B3OO: Tensor, weight_BK: Tensor) -> Tensor:
     """Gaussian blur with reflected borders, as torchvision's gaussian_blur with 2 radius + 1 taps."""
     radius = weight_BK.shape[1] - 1
-    if _grouped(x_B3OO):  # most weights of a small sigma are 0
+    if eager_on_cpu(x_B3OO):  # most weights of a small sigma are 0
         radius = int(weight_BK.amax(0).nonzero().amax())
     once = _blurred(x_B3OO.int(), weight_BK, radius, 2)
     once = (once + (1 << (_BLUR_DROP - 1))) >> _BLUR_DROP
@@ -583,7 +583,7 @@ def inside(box_B4: Tensor, size_px: int) -> Tensor:
 
 def erase(pixels_BOO3: Tensor, box_B4: Tensor, noise_key_B: Tensor, fill: EraseFill) -> Tensor:
     """Fill the boxes: uint8 [B, O, O, 3] to the same. Noise is a hash of (key, pixel, channel)."""
-    if _grouped(pixels_BOO3):
+    if eager_on_cpu(pixels_BOO3):
         x_B3OO = _to_change(pixels_BOO3)
         erase_boxes(x_B3OO, box_B4, noise_key_B, fill)
         return x_B3OO.permute(0, 2, 3, 1)
@@ -620,7 +620,7 @@ def _noise(key_B: Tensor, size_px: int) -> Tensor:
 def mix(pixels_BOO3: Tensor, mate_B: Tensor, blend_B: Tensor, box_B4: Tensor) -> Tensor:
     """Mix each view with the one at position mate_B: MixUp's blend, to the nearest, and CutMix's box."""
     size_px = pixels_BOO3.shape[1]
-    if _grouped(pixels_BOO3):
+    if eager_on_cpu(pixels_BOO3):
         done, mates = pixels_BOO3.clone(), mate_B.tolist()
         for n in (blend_B < 1 << BLEND_BITS).nonzero()[:, 0].tolist():
             done[n] = _blended(pixels_BOO3[n], pixels_BOO3[mates[n]], blend_B[n])
