@@ -4,6 +4,8 @@ PyTorch divides each operation among its threads and waits for all of them after
 operations are short or cores are busy. Here a thread runs all operations of its samples.
 """
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -18,16 +20,6 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
 
 
-def _forget_pools() -> None:
-    """A forked process has none of its parent's threads, and one of those may have held the lock."""
-    global _lock
-    _pools.clear()
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_pools)
-
-
 def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
     """Call `work` with slices that together cover range(count), in as many threads as PyTorch uses, up to 16.
 
@@ -35,7 +27,7 @@ def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
     all of PyTorch's threads. An exception is raised when all parts have ended.
     """
     threads, parts = min(torch.get_num_threads(), _MOST_THREADS), count // least
-    if min(threads, parts) < 2:
+    if min(threads, parts) < 2 or _set_openmp_threads is None:
         work(slice(0, count))
         return
     if parts > threads:
@@ -57,22 +49,28 @@ def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
 def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if threads not in _pools:
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="samples")
-            together = threading.Barrier(threads)  # one call for each thread
-            of_pytorch = torch.get_num_threads()
-
-            def use_one() -> None:
-                torch.get_num_threads()  # PyTorch sets a new thread's number when it is first asked
-                torch.set_num_threads(1)
-                together.wait()
-
-            try:
-                wait([pool.submit(use_one) for _ in range(threads)])
-            except BaseException:  # no more threads can be started, or an interrupt
-                together.abort()
-                pool.shutdown(wait=False)
-                raise
-            finally:
-                torch.set_num_threads(of_pytorch)  # also what other new threads begin with
-            _pools[threads] = pool
+            _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="samples", initializer=_use_one_thread)
         return _pools[threads]
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # PyTorch sets a new thread's number when it is first asked
+    # Not torch.set_num_threads, which also sets what other threads begin with, and how MKL divides its sums.
+    if _set_openmp_threads is not None:
+        _set_openmp_threads(1)
+
+
+_set_openmp_threads: Callable[[int], object] | None = None  # of the calling thread
+with contextlib.suppress(AttributeError, OSError, TypeError):  # a system or a PyTorch without OpenMP's symbols
+    _set_openmp_threads = ctypes.CDLL(None).omp_set_num_threads
+
+
+def _forget_pools() -> None:
+    """A forked process has none of its parent's threads, and one of those may have held the lock."""
+    global _lock
+    _pools.clear()
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
