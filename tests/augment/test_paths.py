@@ -171,6 +171,8 @@ def test_no_samples_and_canvases_in_any_layout() -> None:
     views, canvas = table(STRONG), canvases()
     assert len(view_pixels(canvas[:0], views.gather(torch.arange(0)), STRONG, 24)) == 0
     views = views.gather(torch.arange(COUNT))
+    with pytest.raises(AssertionError, match=f"{COUNT} views of 2 canvases"):
+        view_pixels(canvas[:2], views, STRONG, 24)
     scattered = canvas.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     assert torch.equal(view_pixels(scattered, views, STRONG, 24), view_pixels(canvas, views, STRONG, 24))
 

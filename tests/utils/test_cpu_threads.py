@@ -1,11 +1,15 @@
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
 from tests.forks import forked
+from udkd.utils import cpu_threads
 from udkd.utils.cpu_threads import run_in_parts
 
 
@@ -63,6 +67,51 @@ def test_an_exception_is_raised_when_all_parts_have_ended() -> None:
     with pytest.raises(ValueError, match="the first"):
         run_in_parts(work, 6, 1)
     assert sorted(done) == [1, 2, 3, 4, 5]
+
+
+def test_an_exception_keeps_nothing_alive() -> None:
+    class Held:
+        pass
+
+    held = Held()
+    reference = weakref.ref(held)
+
+    def work(part: slice, held: Held) -> None:
+        raise ValueError("no")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no"):
+            run_in_parts(partial(work, held=held), 6, 1)
+        del held
+        assert reference() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_without_more_threads_the_work_is_done_here(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the interpreter is ending, or the process has as many threads as it may have."""
+    monkeypatch.setattr(cpu_threads, "_pools", {})
+    starts = iter(range(9))
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if next(starts) >= started:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done: list[int] = []
+    run_in_parts(lambda part: done.extend(range(part.start, part.stop)), 8, 1)
+    assert set(done) == set(range(8))
+
+
+def test_few_parts_are_not_worth_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    done: list[slice] = []
+    run_in_parts(done.append, 30, 10)
+    assert done == [slice(0, 30)]
 
 
 @pytest.mark.parametrize("inference", [True, False])

@@ -32,7 +32,7 @@ VERSION = 1
 """Raise it whenever a pixel of a view, or its normalisation, changes: caches made with another version are refused."""
 
 WEIGHT_BITS = 11
-_PART_VALUES = 1 << 19  # of pixels: smaller parts take several threads as long as one
+_PART_VALUES = 1 << 19  # of a part's pixels: with smaller parts several threads take as long as one
 _CUBIC_BITS = 16  # of a distance in units of the filter's scale
 _GREY = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 _GREY_STEPS = 1 << 20
@@ -131,6 +131,7 @@ def view_pixels(
     canvas_BSS3: Tensor, views: ViewTable, spec: ViewSpec, size_px: int, interpolation: Interpolation = "bilinear"
 ) -> Tensor:
     """`pixels`, then operations, erasing and mixing: uint8 [B, O, O, 3], equal bit for bit wherever it is computed."""
+    assert len(views.flip) == len(canvas_BSS3), f"{len(views.flip)} views of {len(canvas_BSS3)} canvases"
     op, magnitude, erase_box, noise_key = views.op, views.magnitude, views.erase_box, views.noise_key
     settings = OpSettings(bilinear=spec.warp == "bilinear", fill=spec.fill, blur_radius=spec.blur_radius)
     if eager_on_cpu(canvas_BSS3):
@@ -156,7 +157,7 @@ def view_pixels(
 
 def in_parts(write: Callable[[slice, Tensor], None], batch: int, size_px: int) -> Tensor:
     """Pixels on a CPU, uint8 [B, O, O, 3], of which `write` writes those of some samples, [., 3, O, O], in several threads."""
-    done_B3OO = torch.empty(batch, 3, size_px, size_px, dtype=torch.uint8)
+    done_B3OO = torch.empty(batch, 3, size_px, size_px, dtype=torch.uint8, device="cpu")
     run_in_parts(lambda part: write(part, done_B3OO[part]), batch, least=-(-_PART_VALUES // max(1, 3 * size_px * size_px)))
     return done_B3OO.permute(0, 2, 3, 1)
 

@@ -34,7 +34,7 @@ MEAN = (124, 116, 104)
 _STD = (58.395, 57.12, 57.375)  # 255 times (0.229, 0.224, 0.225)
 _SUM_STD = 147.8  # of the sum of four uniform bytes, whose mean is 510
 _NOISE_BITS = 12
-_CHUNK_VALUES = 1 << 18  # of a batch that an operation works on at once on a CPU: float32 copies stay in its cache
+_CHUNK_VALUES = 1 << 18  # that an operation works on at once on a CPU, so that float32 copies stay in its cache
 _BLUR_BITS, _BLUR_DROP = 15, 8  # of a weight; what a first pass drops of its 23 bits
 _COORDINATE_BITS, _WEIGHT_BITS = 11, 16  # of bilinear warps
 _EXP2 = tuple(0.6931471805599453**n / math.factorial(n) for n in range(7, -1, -1))
@@ -57,19 +57,19 @@ def apply_rows(
     x_B3OO = _to_change(pixels_BOO3)
     if eager_on_cpu(x_B3OO):
         change_rows(x_B3OO, op_BR, magnitude_BR2, settings)
-    else:
-        for row, ops in enumerate(rows):
-            x_B3OO = _dense_row(x_B3OO, op_BR[:, row], magnitude_BR2[:, row], ops, settings)
-    return x_B3OO.permute(0, 2, 3, 1)
+        return x_B3OO.permute(0, 2, 3, 1)
+    for row, ops in enumerate(rows):
+        x_B3OO = _dense_row(x_B3OO, op_BR[:, row], magnitude_BR2[:, row], ops, settings)
+    return x_B3OO.permute(0, 2, 3, 1).contiguous()  # look-ups return planes
 
 
 def eager_on_cpu(x: Tensor) -> bool:
-    """Whether each operation runs on its samples alone, by host loops and a CPU's own kernels, and overwrites them."""
+    """Whether operations run eagerly on a CPU: each on its own samples only, which it overwrites."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _to_change(pixels_BOO3: Tensor) -> Tensor:
-    """[B, 3, O, O]; on a CPU a copy in planes."""
+    """[B, 3, O, O]; eagerly on a CPU a copy in planes."""
     x_B3OO = pixels_BOO3.permute(0, 3, 1, 2)
     return x_B3OO.clone(memory_format=torch.contiguous_format) if eager_on_cpu(x_B3OO) else x_B3OO
 
@@ -170,7 +170,7 @@ def _parameters(op: Op, magnitude_B2: Tensor, size_px: int, settings: OpSettings
 
 
 def _changed(op: Op, x_B3OO: Tensor, *parameters: Tensor, settings: OpSettings) -> Tensor:
-    """The result's values, of any dtype: to store them is to convert them. On a CPU it may be the input, overwritten."""
+    """The result's values, of any dtype: to store them is to convert them. Eagerly on a CPU perhaps the input, overwritten."""
     if op in WARPS:
         if op in (Op.TRANSLATE_X, Op.TRANSLATE_Y) and eager_on_cpu(x_B3OO):
             return _moved(x_B3OO, _Source(*parameters), settings.fill)
@@ -189,7 +189,7 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def _from_range(x: Tensor) -> Tensor:
-    """float32 in [0, 255], rounded down; by int16, as to convert float32 to uint8 takes a CPU three times as long."""
+    """float32 in [0, 255], rounded down: int16, as a CPU converts float32 to uint8 directly in three times the time."""
     return x.short()
 
 
@@ -332,9 +332,9 @@ def _looked_up(x_B3OO: Tensor, table_B3V: Tensor) -> Tensor:
 
 def _taken(values_N: Tensor, place: Tensor) -> Tensor:
     """The values at some places, in their shape."""
-    if eager_on_cpu(place):
-        return values_N.index_select(0, place.view(-1)).view_as(place)
-    return values_N[place]
+    if torch.compiler.is_compiling():  # one kernel with what computes the places
+        return values_N[place]
+    return values_N.index_select(0, place.flatten()).view(place.shape)
 
 
 def _hue(x_B3OO: Tensor, shift_B111: Tensor) -> Tensor:

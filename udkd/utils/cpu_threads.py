@@ -8,8 +8,9 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -21,40 +22,66 @@ _lock = threading.Lock()
 
 
 def run_in_parts(work: Callable[[slice], None], count: int, least: int) -> None:
-    """Call `work` with slices that together cover range(count), in as many threads as PyTorch uses, up to 16.
+    """Call `work` with slices that together cover range(count), in at most as many threads as PyTorch uses, and at most 16.
 
-    Within them PyTorch uses one thread. Parts have at least `least` samples: where there would be one part, it runs here, with
-    all of PyTorch's threads. An exception is raised when all parts have ended.
+    Within them PyTorch uses one thread. A part has at least `least` samples; where there would be fewer than half as many parts
+    as threads, or one, `work` is called here with all samples, and PyTorch uses all its threads. An exception is raised when no
+    part is running any more. `work` may be called again for the same samples.
     """
     threads, parts = min(torch.get_num_threads(), _MOST_THREADS), count // least
-    if min(threads, parts) < 2 or _set_openmp_threads is None:
+    if min(threads, parts) < 2 or parts < threads // 2 or _set_openmp_threads is None:
         work(slice(0, count))
         return
     if parts > threads:
         parts = threads * min(parts // threads, _PARTS_PER_THREAD)
-    inference = torch.is_inference_mode_enabled()
-
-    def run(part: slice) -> None:
-        with torch.inference_mode(inference):
-            work(part)
-
     bounds = [count * n // parts for n in range(parts + 1)]
-    pool = _pool(threads)
-    futures = [pool.submit(run, slice(*ends)) for ends in pairwise(bounds)]
-    wait(futures)
-    for future in futures:
-        future.result()
+    try:
+        _run_all(partial(_run, work, torch.is_inference_mode_enabled()), [slice(*ends) for ends in pairwise(bounds)], threads)
+    except _NoThreadError:
+        work(slice(0, count))
+
+
+class _NoThreadError(Exception):
+    """The interpreter is ending, or no more threads can be started."""
+
+
+def _run(work: Callable[[slice], None], inference: bool, part: slice) -> None:
+    with torch.inference_mode(inference):
+        work(part)
+
+
+def _run_all(run: Callable[[slice], None], parts: Sequence[slice], threads: int) -> None:
+    futures: list[Future[None]] = []
+    try:
+        pool = _pool(threads)
+        for part in parts:
+            try:
+                futures.append(pool.submit(run, part))
+            except RuntimeError as error:
+                raise _NoThreadError from error
+        wait(futures)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        wait(futures)
+        raise
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        del futures, future  # an exception refers to this frame: what it holds would live until the next garbage collection
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
     with _lock:
         if threads not in _pools:
+            _pools.clear()
             _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="samples", initializer=_use_one_thread)
         return _pools[threads]
 
 
 def _use_one_thread() -> None:
-    torch.get_num_threads()  # PyTorch sets a new thread's number when it is first asked
+    torch.get_num_threads()  # PyTorch sets a new thread's number when it is first asked for it, so ask before changing it
     # Not torch.set_num_threads, which also sets what other threads begin with, and how MKL divides its sums.
     if _set_openmp_threads is not None:
         _set_openmp_threads(1)
