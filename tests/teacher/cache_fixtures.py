@@ -23,10 +23,10 @@ from udkd.models.build import build
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.workers import WorkerGroup
 from udkd.utils.crc32c import crc32c
 from udkd.utils.errors import UserError
 from udkd.utils.files import sha256_file
+from udkd.utils.workers import WorkerGroup
 
 SIDE = 40
 CPU = torch.device("cpu")

@@ -87,7 +87,7 @@ def build(
     processes share the work under torchrun: torchrun --nproc-per-node 2 -m udkd cache build ...
     """
     from udkd.config.loading import load_recipe
-    from udkd.teacher.workers import WorkerGroup
+    from udkd.utils.workers import WorkerGroup
 
     group = WorkerGroup.join()
     try:

@@ -26,10 +26,10 @@ from udkd.teacher.frozen import require_several_classes
 from udkd.teacher.predict import predict_blocks
 from udkd.teacher.target_key import building_remedy, target_fields
 from udkd.teacher.targets import PackedTargets
-from udkd.teacher.workers import WorkerGroup, single_process_threads
 from udkd.utils.environment import prepare_device, set_threads
 from udkd.utils.errors import DataError
 from udkd.utils.progress import SILENT, Observer
+from udkd.utils.workers import WorkerGroup, single_process_threads
 
 BLOCK_ROWS = 256
 """About how many samples a killed build computes again. A block is a multiple of the teacher's batch size."""

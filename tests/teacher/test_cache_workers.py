@@ -13,8 +13,8 @@ from tests.teacher.cache_fixtures import CPU, run, run_in_threads, views_of
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.folder import TeacherFolder
-from udkd.teacher.workers import WorkerGroup, single_process_threads
 from udkd.utils.errors import CacheError, DataError
+from udkd.utils.workers import WorkerGroup, single_process_threads
 
 SETTINGS = ["--device", "cpu", "--backend", "folder"]
 SETTINGS += commands.set_options(
@@ -97,7 +97,7 @@ def test_a_single_process_needs_no_torchrun() -> None:
 
 
 def test_a_group_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("udkd.teacher.workers.die_with_parent", lambda number: None)
+    monkeypatch.setattr("udkd.utils.workers.die_with_parent", lambda number: None)
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(CacheError, match="expected to be started by torchrun"):
@@ -105,8 +105,8 @@ def test_a_group_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_threads_are_those_of_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"PATH"})
+    monkeypatch.setattr("udkd.utils.workers._environment_of", lambda process: {"PATH"})
     assert 1 <= single_process_threads() <= len(os.sched_getaffinity(0))
-    monkeypatch.setattr("udkd.teacher.workers._environment_of", lambda process: {"OMP_NUM_THREADS"})
+    monkeypatch.setattr("udkd.utils.workers._environment_of", lambda process: {"OMP_NUM_THREADS"})
     torch.set_num_threads(1)
     assert single_process_threads() == 1
