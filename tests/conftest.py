@@ -27,7 +27,7 @@ TEST_S = 600
 LONG = "UDKD_LONG_TESTS"
 FIRST = (
     *("test_trainer.py", "test_commands.py", "test_mixed_runs.py", "test_report.py", "test_fake_cuda.py", "test_export.py"),
-    *("test_workers.py", "test_benchmarks.py", "test_convert.py", "test_derive_faults.py", "test_report_analysis.py"),
+    *("test_cache_workers.py", "test_benchmarks.py", "test_convert.py", "test_derive_faults.py", "test_report_analysis.py"),
     "test_augment.py",
 )
 """The slowest files start first; started last, one of them would keep a single worker busy at the end."""

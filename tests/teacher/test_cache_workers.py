@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.cli import commands
-from tests.teacher.cache_fixtures import CPU, run, run_in_threads, views_of
+from tests.teacher.cache_fixtures import run, run_in_threads, views_of
 from tests.timeouts import scaled, wait_until
 from udkd.data.dataset import DatasetFolder
 from udkd.teacher.folder import TeacherFolder
-from udkd.utils.errors import CacheError, DataError
+from udkd.utils.errors import DataError, ProcessGroupError
 from udkd.utils.workers import WorkerGroup, single_process_threads
 
 SETTINGS = ["--device", "cpu", "--backend", "folder"]
@@ -64,7 +64,7 @@ def test_the_error_of_a_worker_reaches_the_main_process(
     monkeypatch.setattr("udkd.teacher.cache.build.join_view", broken)
     leader, follower = run_in_threads(2, tmp_path, cache_dataset, cache_teacher)
     assert isinstance(follower, DataError)
-    assert str(leader) == str(follower)
+    assert str(leader) == str(follower), "as it was published"
 
 
 def test_a_killed_launcher_leaves_no_process_and_torchrun_resumes(
@@ -92,15 +92,16 @@ def test_a_single_process_needs_no_torchrun() -> None:
     assert WorkerGroup.join({}) == WorkerGroup()
     assert WorkerGroup.join({"WORLD_SIZE": "1", "RANK": "0"}).size == 1
     assert WorkerGroup().add("done", 3) == 3
-    assert WorkerGroup(rank=1, size=2, local_rank=1).device(torch.device("cuda")) == torch.device("cuda", 1)
-    assert WorkerGroup(rank=1, size=2, local_rank=1).device(CPU) == CPU
+    second = WorkerGroup(rank=1, size=2, local_rank=1)
+    assert [second.device_name(name) for name in ("cuda", "cuda:0", "cpu", "auto")] == ["cuda:1", "cuda:0", "cpu", "auto"]
+    assert WorkerGroup().device_name("cuda") == "cuda"
 
 
 def test_a_group_without_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("udkd.utils.workers.die_with_parent", lambda number: None)
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(CacheError, match="expected to be started by torchrun"):
+    with pytest.raises(ProcessGroupError, match="expected to be started by torchrun"):
         WorkerGroup.join({"WORLD_SIZE": "3"})
 
 

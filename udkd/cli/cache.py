@@ -9,7 +9,7 @@ from rich.table import Table
 
 from udkd.cli.arguments import BackendOption, DatasetOption, RecipeArgument, RecipeOption, SetOption
 from udkd.utils.commands import Commands
-from udkd.utils.errors import CacheError, ConfigError, UserError
+from udkd.utils.errors import CacheError, ConfigError
 from udkd.utils.files import atomic_write
 from udkd.utils.output import json_result, print_error, print_json, print_warning
 from udkd.utils.printable import printable
@@ -90,7 +90,7 @@ def build(
     from udkd.utils.workers import WorkerGroup
 
     group = WorkerGroup.join()
-    try:
+    with group.reports_once():
         if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
             raise ConfigError(f"--views {views!r}; expected eval or a number of views; change it")
         settings = list(overrides or [])
@@ -111,16 +111,11 @@ def build(
                 teacher=opened[0],
                 other_teachers=opened[1:],
                 recipe=loaded,
-                device=group.device(choose_device(device)),
+                device=choose_device(group.device_name(device)),
                 features=features,
                 observer=observer if group.is_main else SILENT,
                 group=group,
             )
-    except UserError as error:
-        if group.is_main:
-            raise
-        group.fail(error)
-        raise typer.Exit(1) from None
     if not group.is_main:
         return
     if built.num_images:

@@ -8,7 +8,11 @@ import typer
 
 from udkd.cli.arguments import BackendOption, DatasetOption, RecipeArgument, SetOption
 from udkd.cli.summary import print_outcome
+from udkd.utils.progress import SILENT
 from udkd.utils.terminal import DeviceOption, observed, stop_requests
+
+STOPPED = 143
+"""Exit code where another process was asked to stop: that of SIGTERM."""
 
 
 def train_command(
@@ -27,7 +31,9 @@ def train_command(
         ),
     ] = None,
     backend: BackendOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in RUN.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint in RUN; where there is no run yet, begin one.")
+    ] = False,
     extend: Annotated[
         int | None, typer.Option("--extend", min=1, metavar="EPOCHS", help="With --resume: train on to so many epochs.")
     ] = None,
@@ -47,31 +53,39 @@ def train_command(
 ) -> None:
     """Train the recipe's students together.
 
-    Ctrl-C, SIGTERM or SIGHUP stops the run at a checkpoint; --resume continues it to the same bits.
+    Ctrl-C, SIGTERM or SIGHUP stops the run at a checkpoint; --resume continues it to the same bits. Up to train.slices
+    processes train one run together under torchrun: torchrun --nproc-per-node 4 -m udkd train ... --set train.slices=4
     """
     from udkd.config.loading import load_recipe
+    from udkd.utils.workers import WorkerGroup
 
-    settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
-    loaded = load_recipe(recipe, settings)  # before the imports that take seconds: a wrong key is reported at once
-    from udkd.training.make_targets import with_targets
-    from udkd.training.trainer import TrainJob, train
-    from udkd.utils.environment import choose_device
+    group = WorkerGroup.join()
+    with group.reports_once():
+        settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
+        loaded = load_recipe(recipe, settings)  # before the imports that take seconds: a wrong key is reported at once
+        from udkd.training.make_targets import with_targets
+        from udkd.training.trainer import TrainJob, train
+        from udkd.utils.environment import choose_device
 
-    with observed() as observer:
-        job = TrainJob(
-            recipe=loaded,
-            data=data,
-            out=out,
-            device=choose_device(device),
-            cache=cache,
-            more_teachers=tuple(map(Path, teacher[1:])) if teacher else (),
-            resume=resume,
-            extend=extend or 0,
-            profile=profile or 0,
-            allow=tuple(allow or ()),
-            observer=observer,
-        )
-        job = with_targets(job, teacher[0] if teacher else None)  # a signal ends it at once: it resumes where it was
-        with stop_requests() as stopped:
-            outcome = train(replace(job, stopped=stopped))
-    print_outcome(outcome, out, stopped.exit_code)
+        with observed() as observer:
+            job = TrainJob(
+                recipe=loaded,
+                data=data,
+                out=out,
+                device=choose_device(group.device_name(device)),
+                cache=cache,
+                more_teachers=tuple(map(Path, teacher[1:])) if teacher else (),
+                resume=resume,
+                extend=extend or 0,
+                profile=profile or 0,
+                allow=tuple(allow or ()),
+                observer=observer if group.is_main else SILENT,
+                group=group,
+            )
+            job = with_targets(job, teacher[0] if teacher else None)  # a signal ends it at once: it resumes where it was
+            with stop_requests(announce=group.is_main) as stopped:
+                outcome = train(replace(job, stopped=stopped))
+    if group.is_main:
+        print_outcome(outcome, out, stopped.exit_code or STOPPED)
+    elif not outcome.finished:
+        raise typer.Exit(stopped.exit_code or STOPPED)

@@ -71,7 +71,15 @@ _ADDED: dict[str, dict[str, Any]] = {
     "teacher": {"size_px": 0, "resize_px": 0},
     "fit": _STUDENT_ADDED,
     "students.*": _STUDENT_ADDED,
-    "train": {"accumulate": 1, "loggers": [], "checkpoint_minutes": 0.0, "keep_checkpoints": 1, "keep_best": False},
+    "train": {
+        "accumulate": 1,
+        "slices": 1,
+        "deterministic": False,
+        "loggers": [],
+        "checkpoint_minutes": 0.0,
+        "keep_checkpoints": 1,
+        "keep_best": False,
+    },
 }
 """Section -> key that later versions added -> its default, with which a recipe is what it was without the key."""
 _STEPS = {"streamed": ("stream", False), "resident": ("resident", False), "captured": ("resident", True)}

@@ -204,9 +204,10 @@ class Recipe(Section):
             return self
         name = "views.mixup" if self.views.mixup else "views.cutmix"
         off = "views.mixup and views.cutmix to 0"
-        if self.train.batch_size % 2:
+        if self.train.batch_size // self.train.slices % 2:
+            of = "and train.batch_size is" if self.train.slices == 1 else "and a slice of train.batch_size has"
             raise ValueError(
-                f"{name} mixes pairs of a batch and train.batch_size is {self.train.batch_size}; expected an even number; "
+                f"{name} mixes pairs of a batch {of} {self.train.batch_size // self.train.slices}; expected an even number; "
                 "change it"
             )
         if self.needs_teacher and self.teacher.views == "eval":

@@ -458,6 +458,16 @@ class TrainSection(Section):
     accumulate: int = Field(
         default=1, ge=1, le=MAX_SAMPLES, description="equal parts that a step runs its batch in, adding their gradients"
     )
+    slices: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="equal slices of a batch, a power of two, that up to as many processes share under torchrun, with the same "
+        "bits for any number of them; each slice has its own batch norm statistics",
+    )
+    deterministic: bool = Field(
+        default=False, description="on a GPU: only kernels whose sums have a fixed order, which are slower"
+    )
     channels_last: bool = Field(default=True, description="memory format of images and convolutions")
     compile: Literal["off", "loss", "all"] = Field(
         default="off",
@@ -471,7 +481,9 @@ class TrainSection(Section):
         default="stream", description="stream: the backend feeds batches; resident: all images stay in device memory"
     )
     cuda_graph: bool = Field(default=False, description="replay each step as one CUDA graph; needs input = resident")
-    threads: int = Field(default=0, ge=0, le=1024, description="PyTorch's CPU threads; 0: PyTorch's default")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="PyTorch's CPU threads; 0: PyTorch's default, and 1 where slices is above 1"
+    )
     lr_base_batch_size: int = Field(
         default=0,
         ge=0,
@@ -508,13 +520,27 @@ class TrainSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_accumulate(self) -> Self:
-        if self.batch_size % self.accumulate or self.batch_size == self.accumulate:
+    def _check_parts(self) -> Self:
+        if self.slices & (self.slices - 1):
+            raise ValueError(f"slices is {self.slices}; expected a power of two, such as 1, 2, 4 or 8; change train.slices")
+        if self.batch_size % self.slices or self.batch_size == self.slices:
             raise ValueError(
-                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; expected a divisor that leaves parts of at "
-                "least 2 images; change train.accumulate"
+                f"slices is {self.slices} and batch_size {self.batch_size}; expected a divisor that leaves slices of at least "
+                "2 images; change train.slices or train.batch_size"
+            )
+        size = self.batch_size // self.slices
+        if size % self.accumulate or size == self.accumulate:
+            of = f"slices of {size} images" if self.slices > 1 else f"batch_size {size}"
+            raise ValueError(
+                f"accumulate is {self.accumulate} and {of}; expected a divisor that leaves parts of at least 2 images; change "
+                "train.accumulate"
             )
         return self
+
+    @property
+    def cpu_threads(self) -> int:
+        """PyTorch's CPU threads, 0 for its default: slices have the same bits only with a number that does not vary."""
+        return self.threads or (1 if self.slices > 1 else 0)
 
 
 class PerfSection(Section):

@@ -19,8 +19,10 @@ from udkd.models.features import FeatureExtractor
 from udkd.models.module_swaps import INDUCTOR_OPTIONS
 from udkd.teacher.sources import LiveTargets
 from udkd.teacher.target import TargetSource
+from udkd.training.exchange import Exchange
 from udkd.training.loss_scale import LossScale
 from udkd.training.method_loss import MethodLoss
+from udkd.training.sliced_step import SlicedStep
 from udkd.training.step import ForwardLoss, TrainStep, make_forward_loss
 from udkd.training.student import Student
 from udkd.utils.autocast import input_dtype
@@ -36,18 +38,20 @@ def build_step(
     device: torch.device,
     connections: Sequence[Connection] = (),
     loss_scale: LossScale | None = None,
-) -> TrainStep:
+    exchange: Exchange | None = None,
+) -> TrainStep | SlicedStep:
     """The step of a recipe for views of `spec` (the recipe's, or smaller ones of a progressive run).
 
     students: those that train, in the recipe's order. connections: one for each of them, where the loss has a method.
     loss_scale: of float16 training, continued; None begins one where the recipe needs it.
+    exchange: where the recipe's batches are sliced, the slices of this process; None for all of them.
     """
     all_train = len(students) == len(recipe.students)
     of_students = [NetworkInput(size_px=spec.size_px, preprocessing=student.preprocessing) for student in students]
     of_teacher = teacher.input if isinstance(teacher, LiveTargets) and teacher.shares_views else of_students[0]
     inputs = list(dict.fromkeys([*of_students, of_teacher]))
     indices = [inputs.index(each) for each in of_students]
-    return TrainStep(
+    step = TrainStep(
         students=students,
         augment=_augment(recipe, spec, inputs, device),
         teacher=teacher,
@@ -58,6 +62,9 @@ def build_step(
         parts=recipe.train.accumulate,
         loss_scale=(loss_scale or LossScale(device)) if recipe.train.precision == "float16" else None,
     )
+    if recipe.train.slices == 1:
+        return step
+    return SlicedStep(step, exchange or Exchange(recipe.train.slices, device=device))
 
 
 def _forward_loss(

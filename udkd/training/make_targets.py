@@ -11,6 +11,7 @@ from udkd.training.import_teacher import import_teacher
 from udkd.training.run_folder import RunFolder
 from udkd.training.setup import TrainJob
 from udkd.utils.errors import ConfigError
+from udkd.utils.folder_kinds import require_no_other
 
 
 def with_targets(job: TrainJob, teacher: str | Path | None) -> TrainJob:
@@ -22,11 +23,15 @@ def with_targets(job: TrainJob, teacher: str | Path | None) -> TrainJob:
     """
     if teacher is None or not job.recipe.needs_teacher:
         return job if teacher is None else replace(job, teacher=_folder(teacher))
-    if job.resume:
-        RunFolder.open(job.out)  # raises before anything is written into a folder that is no run
+    require_no_other(job.out, "run")  # before anything is written
+    resumed = job.resume and RunFolder.is_at(job.out)
+    if job.extend and not resumed:
+        RunFolder.open(job.out)  # raises
     folder = _folder(teacher) or _imported(job, str(teacher))
+    if job.group.is_main:
+        job.group.set("teacher")
     job, cache = replace(job, teacher=folder), job.out / "cache"
-    started = job.resume and not cache.is_dir()  # with another cache, which a run names itself
+    started = resumed and not cache.is_dir()  # with another cache, which a run names itself
     if job.recipe.teacher.source != "cache" or job.cache is not None or job.more_teachers or started:
         return job
     build_cache(
@@ -36,6 +41,7 @@ def with_targets(job: TrainJob, teacher: str | Path | None) -> TrainJob:
         recipe=job.recipe,
         device=job.device,
         observer=job.observer,
+        group=job.group,
     )
     return replace(job, cache=cache)
 
@@ -52,6 +58,8 @@ def _imported(job: TrainJob, architecture: str) -> Path:
     except ConfigError as error:
         raise ConfigError(f"teacher {architecture} is not a folder, and no network: {error}") from None
     folder = job.out / "teacher"
+    if not job.group.is_main:
+        job.group.wait("teacher")  # the main process imports it
     if (folder / "teacher.json").exists():
         if (found := TeacherFolder.open(folder).info.architecture) not in (architecture, registered_name(architecture)):
             raise ConfigError(f"{folder} is a {found}; expected {architecture}; remove it, or name another run folder")

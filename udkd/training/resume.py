@@ -18,11 +18,10 @@ from udkd.utils.files import FolderLock
 
 
 def lock_run_folder(job: TrainJob) -> FolderLock:
-    """One process trains a run. A folder to resume must exist; it is not created."""
-    if not job.resume:
-        job.out.mkdir(parents=True, exist_ok=True)
-    elif not job.out.is_dir():
+    """One job trains a run. A folder to extend must exist; it is not created."""
+    if job.extend:
         RunFolder.open(job.out)  # raises, naming what is missing
+    job.out.mkdir(parents=True, exist_ok=True)
     return FolderLock(job.out)
 
 
@@ -34,7 +33,9 @@ def create_or_reopen(job: TrainJob, setup: TrainSetup) -> RunFolder:
         "dataset_digest": setup.dataset.digest,
         "classes": [entry.wnid for entry in setup.dataset.classes],
     } | setup.provenance
-    if not job.resume:
+    if not (job.resume and RunFolder.is_at(out)):
+        if job.resume:
+            job.observer.note(f"there is no run in {out} yet: it begins")
         if RunFolder.is_at(out) and not RunFolder(out).is_begun:
             job.observer.note(f"the run in {out} ended before it kept anything: it starts over")
         return RunFolder.create(out, config, facts | environment(job.device))

@@ -183,6 +183,12 @@ class RunFolder:
         write_bytes(self.path / "config.json", dump_checked(config))
         return True
 
+    def add_processes(self, step: int, hosts: Sequence[str]) -> None:
+        """Record in run.json the processes that train the run from `step` on, by the host of each rank."""
+        provenance = self.provenance
+        provenance["processes"] = [*provenance.get("processes", []), {"step": step, "hosts": list(hosts)}]
+        write_bytes(self.path / "run.json", dump_checked(provenance))
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row; the complete file is rewritten, so that a reader never sees half a line."""
         self._write_metrics([*self.metrics(), row])

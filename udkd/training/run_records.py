@@ -70,11 +70,18 @@ class Extension(_Record):
     step: _Count0
 
 
+class Processes(_Record):
+    """The processes that trained a run from a step on: the host of each rank."""
+
+    step: _Count0
+    hosts: Annotated[list[_Text], Field(min_length=1)]
+
+
 class Provenance(_Record):
     """run.json: data, teacher, cache, versions, hardware, command. classes: wnid or folder name of each output, in order.
 
     num_views: how many views are reused in turn. teacher_sha256: of a live teacher. starts: sha256 of init_from weights, by
-    student. extended: the oldest first.
+    student. extended, processes: the oldest first; processes of a run that several trained together.
     """
 
     format: int
@@ -93,6 +100,7 @@ class Provenance(_Record):
     hardware: Hardware | None = None
     command: str = ""
     extended: list[Extension] = []
+    processes: list[Processes] = []
 
     @model_validator(mode="after")
     def _of_one_cache(self) -> Self:

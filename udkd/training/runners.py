@@ -12,8 +12,10 @@ from torch import Tensor
 
 from udkd.augment.apply import ViewTable
 from udkd.data.batch import Backend, Batch
+from udkd.training.exchange import Exchange
 from udkd.training.metrics import TrainMetrics
 from udkd.training.schedule import EpochSchedule
+from udkd.training.sliced_step import SlicedStep
 from udkd.training.step import TrainStep
 
 
@@ -31,21 +33,27 @@ class StepRunner(Protocol):
 
 @final
 class StreamingRunner:
-    """Steps over the batches that a backend delivers."""
+    """Steps over the batches that a backend delivers: of each batch, the share of this process."""
 
-    def __init__(self, step: TrainStep, backend: Backend, batch_size: int) -> None:
+    def __init__(
+        self, step: TrainStep | SlicedStep, backend: Backend, batch_size: int, *, exchange: Exchange | None = None
+    ) -> None:
         self._step, self._backend, self._batch_size = step, backend, batch_size
+        self._exchange = exchange or Exchange()
 
     def epoch(
         self, order: NDArray[np.int64], schedule: EpochSchedule, metrics: TrainMetrics, first_step: int = 0
     ) -> Generator[int, None, None]:
         """See StepRunner."""
         step_number = torch.full((), first_step, dtype=torch.int64, device=metrics.count.device)
-        with contextlib.closing(_generator(self._backend.epoch(order, self._batch_size))) as batches:
+        share = self._exchange.share(order, self._batch_size)
+        own_size = self._batch_size // self._exchange.size
+        with contextlib.closing(_generator(self._backend.epoch(share, own_size))) as batches:
             for batch in batches:
+                self._exchange.before_step()
                 self._step(batch, step_number, schedule, metrics)
                 step_number += 1
-                yield len(batch.labels)
+                yield self._batch_size
 
 
 @final
@@ -54,20 +62,24 @@ class ResidentRunner:
 
     rows: every sample of the split on the device, row i is id i. metrics: the object that every epoch adds to.
     capture: turns the step into one that is replayed, such as CudaGraphCapture; None calls it directly, with the same bits.
+    exchange: with the other processes, which replay the same steps; None for a single one.
     """
 
     def __init__(
         self,
-        step: TrainStep,
+        step: TrainStep | SlicedStep,
         rows: Batch,
         batch_size: int,
         metrics: TrainMetrics,
         *,
         capture: Callable[[Callable[[], None], Sequence[Tensor]], Callable[[], None]] | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._step, self._rows, self._batch_size, self._metrics = step, rows, batch_size, metrics
         self._capture = capture
-        self._ids = torch.zeros(batch_size, dtype=torch.int64, device=rows.labels.device)
+        self._exchange = exchange or Exchange()
+        own_size = batch_size // self._exchange.size
+        self._ids = torch.zeros(own_size, dtype=torch.int64, device=rows.labels.device)
         self._step_number = torch.zeros((), dtype=torch.int64, device=rows.labels.device)
         self._schedule: EpochSchedule | None = None
         self._replay: Callable[[], None] | None = None
@@ -80,9 +92,10 @@ class ResidentRunner:
         assert len(order) % self._batch_size == 0, "full batches"
         self._load(schedule)
         self._step_number.fill_(first_step)
-        order_E = torch.from_numpy(order).to(self._ids.device, non_blocking=True)
-        for start in range(0, len(order), self._batch_size):
-            self._ids.copy_(order_E[start : start + self._batch_size])
+        share_E = torch.from_numpy(self._exchange.share(order, self._batch_size)).to(self._ids.device, non_blocking=True)
+        for ids in torch.split(share_E, len(self._ids)):
+            self._exchange.before_step()
+            self._ids.copy_(ids)
             self._run()
             yield self._batch_size
 

@@ -15,6 +15,7 @@ from udkd.augment.preprocessing import IMAGENET, NetworkInput, Preprocessing
 from udkd.augment.view_table import EpochViews
 from udkd.data.batch import Backend
 from udkd.teacher.ranking import top_k
+from udkd.training.exchange import Exchange
 from udkd.utils.autocast import autocast
 
 
@@ -54,6 +55,7 @@ def score(
     preprocessing: tuple[Preprocessing, ...] = (IMAGENET,),
     flip: bool = False,
     ensemble: Sequence[int] | None = None,
+    exchange: Exchange | None = None,
     on_batch: Callable[[int], None] = lambda count: None,
     on_log_p: Callable[[Tensor, Sequence[Tensor]], None] = lambda labels_B, log_p: None,
 ) -> Scores:
@@ -65,12 +67,15 @@ def score(
     preprocessing: of each classifier's input, or one for all.
     flip: a classifier's logits are the mean of those for a view and for its mirror image.
     ensemble: indices of the classifiers whose probabilities are averaged; None for all.
+    exchange: with other processes, each of which evaluates some of the batches; the callbacks receive those of this one.
     """
+    exchange = exchange or Exchange()
     table = views.table(0)
     of_each = preprocessing if len(preprocessing) == len(classifiers) else preprocessing * len(classifiers)
     networks = [NetworkInput(size_px=views.spec.size_px, preprocessing=each) for each in of_each]
-    totals: Tensor | None = None
-    for part in backend.epoch(ids, batch):
+    rows: list[Tensor] = []
+    own = exchange.batches(ids, batch)
+    for part in backend.epoch(np.concatenate(own), batch) if own else ():
         inputs = augment.apply_each(part.canvas, table.gather(part.ids), networks, views.spec)
         with autocast(part.canvas.device.type, precision):
             logits = [classifier(x_BCHW) for classifier, x_BCHW in zip(classifiers, inputs, strict=True)]
@@ -82,12 +87,23 @@ def score(
         members = log_p if ensemble is None else [log_p[index] for index in ensemble]
         log_p.append(torch.logsumexp(torch.stack(members), dim=0) - math.log(len(members)))
         on_log_p(part.labels, log_p)
-        sums = torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p])
-        totals = sums if totals is None else totals + sums
+        rows.append(torch.stack([_sums(log_p_BC, part.labels) for log_p_BC in log_p]))
         on_batch(len(part.labels))
-    assert totals is not None, "no samples to score"
+    totals = _in_order(rows, -(-len(ids) // batch), len(classifiers) + 1, exchange)
     scores = [_score(row, len(ids)) for row in totals.tolist()]
     return Scores(each=tuple(scores[:-1]), ensemble=scores[-1])
+
+
+def _in_order(own: Sequence[Tensor], num_batches: int, networks: int, exchange: Exchange) -> Tensor:
+    """The sums over all batches, added in their order: float64 [networks, 3]. own: those of this process's batches."""
+    rows = torch.zeros(num_batches, networks, 3, dtype=torch.float64, device=own[0].device if own else exchange.device)
+    if own:
+        rows[exchange.group.rank :: exchange.size] = torch.stack(list(own))
+    exchange.gather_rows(rows)
+    totals = rows[0]
+    for row in rows[1:]:
+        totals = totals + row
+    return totals
 
 
 def _sums(log_p_BC: Tensor, labels_B: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from udkd.teacher.sources import LiveTargets, open_targets
 from udkd.teacher.target import TargetSource
 from udkd.training.build_step import build_step
 from udkd.training.cuda_graph import CudaGraphCapture
+from udkd.training.exchange import Exchange, require_divisible
 from udkd.training.init_from import initial_weights, weights_sha256
 from udkd.training.loss_scale import LossScale
 from udkd.training.lr import progressive_px
@@ -37,6 +38,7 @@ from udkd.training.student import make_students
 from udkd.utils.errors import ConfigError, DataError
 from udkd.utils.progress import SILENT, Observer
 from udkd.utils.rng import Stream, permutation
+from udkd.utils.workers import SINGLE_PROCESS, WorkerGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class TrainJob:
     against it. more_teachers: the other members of an ensemble.
     allow: fields of the cache's key that may differ. stopped: called after every step; True ends the run at a checkpoint.
     extend: train a resumed run to so many epochs, in place of the recipe's; 0: the recipe's. profile: steps to profile.
+    resume: continue the run in `out` if there is one. group: the processes that train together, which torchrun started.
     """
 
     recipe: Recipe
@@ -62,6 +65,7 @@ class TrainJob:
     allow: tuple[str, ...] = ()
     observer: Observer = SILENT
     stopped: Callable[[], bool] = lambda: False
+    group: WorkerGroup = SINGLE_PROCESS
 
 
 class TrainSetup:
@@ -76,6 +80,7 @@ class TrainSetup:
     def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.recipe = job.recipe
+        require_divisible(job.recipe.train.slices, job.group.size)
         self.dataset = DatasetFolder.open(job.data)
         require_several_classes(self.dataset)
         self.split = self.dataset.split("train")
@@ -143,14 +148,14 @@ class TrainSetup:
             self._views.prepare(self.view_of(epoch + 1), self.spec(epoch + 1))
         return EpochSchedule.of(self.recipe, epoch, self.steps_per_epoch, view, table, self.job.device, stats)
 
-    def make_runner(self, spec: ViewSpec, active: Sequence[int], metrics: TrainMetrics) -> StepRunner:
+    def make_runner(self, spec: ViewSpec, active: Sequence[int], metrics: TrainMetrics, exchange: Exchange) -> StepRunner:
         """What runs the steps of the active students on views of `spec`. ConfigError: the device or backend cannot."""
         recipe, device = self.recipe, self.job.device
         students = [self.students[index] for index in active]
         connections = [self._connections[index] for index in active] if self._connections else []
-        step = build_step(recipe, spec, students, self.teacher, device, connections, self.loss_scale)
+        step = build_step(recipe, spec, students, self.teacher, device, connections, self.loss_scale, exchange)
         if recipe.train.input == "stream":
-            return StreamingRunner(step, self.backend, recipe.train.batch_size)
+            return StreamingRunner(step, self.backend, recipe.train.batch_size, exchange=exchange)
         if not isinstance(self.backend, ResidentBackend):
             raise ConfigError(
                 "train.input is resident and the backend is not; expected canvas.npy, and memory for it on the device; "
@@ -170,6 +175,7 @@ class TrainSetup:
             recipe.train.batch_size,
             metrics,
             capture=CudaGraphCapture(device) if recipe.train.cuda_graph else None,
+            exchange=exchange,
         )
 
     def _count_steps(self) -> int:

@@ -53,22 +53,46 @@ class TrainStep:
         Nothing here waits for the device, and what depends on the step's number is looked up there. So the same code runs
         eagerly, or is captured once as a CUDA graph.
         """
+        now = self.begin(step, schedule)
+        means_RN, total = self.backward(batch, schedule, now, metrics)
+        self.finish(now)
+        metrics.add(step, means_RN, len(batch.labels), total.view(1), self.student_indices)
+
+    def begin(self, step: Tensor, schedule: EpochSchedule) -> StepValues:
+        """Look up what depends on the step's number, and give it to the students."""
         now = schedule.at(step, self.student_indices)
         for student, lr, dropout_key in zip(self.students, now.lr_N, now.dropout_key_N, strict=True):
             student.set_step_inputs(lr, dropout_key)
+        return now
+
+    def backward(
+        self, batch: Batch, schedule: EpochSchedule, now: StepValues, metrics: TrainMetrics, slice_index: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of a batch, or of one of its slices: the means of TrainMetrics.of_batch, and the total loss.
+
+        slice_index: of the slice, whose dropout is that of the complete batch; None for a batch that is not sliced.
+        """
         views = schedule.views.gather(batch.ids)
         inputs, labels = self.augment(batch.canvas, views), views.labels(batch.labels)
         target = self.teacher(batch, inputs[self.teacher_input], schedule.view, labels)
-
         if self.parts == 1:
+            if slice_index is not None:
+                self._set_part(slice_index)
             logits, terms = self._backward(batch, labels, target, inputs, now)
         else:
-            logits, terms = self._backward_in_parts(batch, labels, target, inputs, now)
+            logits, terms = self._backward_in_parts(batch, labels, target, inputs, now, (slice_index or 0) * self.parts)
+        means_RN = metrics.of_batch(logits, labels, terms, now.loss_weights_4N, target.weight)
+        return means_RN, terms.total.detach()
 
+    def finish(self, now: StepValues) -> None:
+        """Apply the gradients."""
         found_inf = [student.optimizer_step(now.ema_rate, self.loss_scale) for student in self.students]
         if self.loss_scale is not None:
             self.loss_scale.update([found for found in found_inf if found is not None])
-        metrics.add(step, logits, labels, terms, now.loss_weights_4N, target.weight, self.student_indices)
+
+    def _set_part(self, part: int) -> None:
+        for student in self.students:
+            student.set_part(part)
 
     def _backward(
         self, batch: Batch, labels: Labels, target: TeacherTargets, inputs: list[Tensor], now: StepValues
@@ -84,7 +108,7 @@ class TrainStep:
         return logits, terms
 
     def _backward_in_parts(
-        self, batch: Batch, labels: Labels, target: TeacherTargets, inputs: list[Tensor], now: StepValues
+        self, batch: Batch, labels: Labels, target: TeacherTargets, inputs: list[Tensor], now: StepValues, first_part: int
     ) -> tuple[list[Tensor], Terms]:
         """The same for equal parts in turn: gradients add up, the terms are means over the complete batch."""
         size = len(batch.labels) // self.parts
@@ -92,8 +116,7 @@ class TrainStep:
         terms: list[Terms] = []
         for part in range(self.parts):
             chosen = slice(part * size, (part + 1) * size)
-            for student in self.students:
-                student.set_part(part)
+            self._set_part(first_part + part)
             inputs_of_part = [x_BCHW[chosen] for x_BCHW in inputs]
             labels_of_part = labels.rows(chosen) if isinstance(labels, MixedLabels) else labels[chosen]
             logits_of_part, terms_of_part = self._backward(

@@ -18,11 +18,13 @@ from torch import Tensor
 from udkd.losses.schedules import EpochStats
 from udkd.training.build_step import compiles
 from udkd.training.checkpoints import Checkpoint
+from udkd.training.exchange import Exchange
 from udkd.training.loggers import LoggedRun, Loggers, epoch_values, require_loggers
 from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.profile import WARM_UP_STEPS, StepProfiler
 from udkd.training.resume import create_or_reopen, load_checkpoint, lock_run_folder, stats_after
+from udkd.training.run_folder import RunFolder
 from udkd.training.run_log import RunLog
 from udkd.training.run_records import CheckpointProgress, StoredEpochStats
 from udkd.training.runners import StepRunner
@@ -31,7 +33,7 @@ from udkd.training.scoring import score
 from udkd.training.setup import TrainJob as TrainJob
 from udkd.training.setup import TrainSetup
 from udkd.training.student_files import write_student
-from udkd.utils.environment import cudnn_benchmark, set_threads
+from udkd.utils.environment import cudnn_benchmark, deterministic, set_threads
 from udkd.utils.errors import ConfigError, RunError
 from udkd.utils.progress import duration
 
@@ -50,8 +52,8 @@ def train(job: TrainJob) -> TrainResult:
     Raises a UserError: unusable data, cache, teacher or run folder, another process that trains the run, a loss that is not
     finite (the last checkpoint is kept).
     """
-    set_threads(job.recipe.train.threads)
-    with contextlib.closing(Trainer(job)) as trainer:
+    set_threads(job.recipe.train.cpu_threads)
+    with deterministic(job.recipe.train.deterministic), contextlib.closing(Trainer(job)) as trainer:
         return trainer.run()
 
 
@@ -61,11 +63,14 @@ class Trainer:
     def __init__(self, job: TrainJob) -> None:
         if job.extend and not job.resume:
             raise ConfigError(f"--extend {job.extend} and no --resume; expected a run to continue; add --resume")
+        self._is_main = job.group.is_main
         self._log = RunLog(job.observer)
         job = replace(job, observer=self._log, recipe=job.recipe.with_epochs(job.extend) if job.extend else job.recipe)
         self.job, self.recipe = job, job.recipe
         require_loggers(self._logger_names)
         with contextlib.ExitStack() as stack:
+            self.exchange = Exchange(self.recipe.train.slices, job.group, job.device, job.stopped)
+            stack.callback(self.exchange.close)
             self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
             self.steps_per_epoch = self.setup.steps_per_epoch
             self.students = self.setup.students
@@ -85,15 +90,32 @@ class Trainer:
                     "not recorded; expected fewer; lower it"
                 )
             # The folder last: inputs that do not fit have been refused by now, and no unfinished folder is left behind.
-            stack.enter_context(lock_run_folder(job))
-            self.run_folder = create_or_reopen(job, self.setup)
-            stack.callback(self._log.close)
-            self._log.open(job.out)
-            if job.resume:
-                self._restore()
-            if job.extend and self.run_folder.extend(job.extend, self.step):
-                self.job.observer.note(f"extended to {job.extend} epochs")
+            if self._is_main:
+                stack.enter_context(lock_run_folder(job))
+                self.run_folder = create_or_reopen(job, self.setup)
+                stack.callback(self._log.close)
+                self._log.open(job.out)
+                if job.resume:
+                    self._restore()
+                if job.extend and self.run_folder.extend(job.extend, self.step):
+                    self.job.observer.note(f"extended to {job.extend} epochs")
+                if job.group.size > 1:
+                    self.run_folder.add_processes(self.step, job.group.hosts)
+            self._share_state()
             self._resources = stack.pop_all()
+
+    def _share_state(self) -> None:
+        """Give the other processes the main one's state: they neither write nor read the run folder."""
+        group = self.job.group
+        if group.size == 1:
+            return
+        if self._is_main:
+            group.set("state", {"step": self.step, "progress": list(self.stats.progress), "confidence": self.stats.confidence})
+        else:
+            state = group.wait("state")
+            self.run_folder, self.step = RunFolder(self.job.out), state["step"]
+            self.stats = EpochStats(progress=state["progress"], confidence=state["confidence"])
+        self.exchange.broadcast(list(self._tensors().values()))
 
     @property
     def _logger_names(self) -> list[str]:
@@ -111,13 +133,15 @@ class Trainer:
         return result
 
     def _run(self) -> TrainResult:
-        self.run_folder.drop_metrics_after(self.step)
-        if self.step and self.step % self.steps_per_epoch == 0:  # the run may have been killed before it wrote them
-            self._write_student_files(self.run_folder.metrics()[-1])
+        if self._is_main:
+            self.run_folder.drop_metrics_after(self.step)
+            if self.step and self.step % self.steps_per_epoch == 0:  # the run may have been killed before it wrote them
+                self._write_student_files(self.run_folder.metrics()[-1])
         if self.step >= self.total_steps:
             self.job.observer.note(f"{self.job.out} is finished already: {self.recipe.train.epochs} epochs")
             return TrainResult(finished=True, step=self.step)
-        self._open_watchers()
+        if self._is_main:
+            self._open_watchers()
         while self.step < self.total_steps:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             stopped = self._train_epoch(epoch, done)
@@ -145,7 +169,7 @@ class Trainer:
         spec, active = self.setup.spec(epoch), self.setup.active_students(epoch)
         if self._runner is None or self._runner[0] != (spec.size_px, tuple(active)):
             self._runner = None  # frees a captured step's memory before the next one is built
-            self._runner = (spec.size_px, tuple(active)), self.setup.make_runner(spec, active, self.metrics)
+            self._runner = (spec.size_px, tuple(active)), self.setup.make_runner(spec, active, self.metrics, self.exchange)
             self._compiling = compiles(self.recipe)
         return self._runner[1]
 
@@ -176,7 +200,7 @@ class Trainer:
                 if self._profiler is not None:
                     self._profiler.step()
                 self._save_if_due()
-                if self.job.stopped() and self.step % self.steps_per_epoch:
+                if self.exchange.stops() and self.step % self.steps_per_epoch:
                     observer.finish()
                     self._save()
                     return True
@@ -185,7 +209,7 @@ class Trainer:
         self._step_s = (seconds - compile_s) / (self.step - before)
         observer.finish()
         self._finish_epoch(epoch, active, seconds, (self.step - before) * batch_size)
-        return self.job.stopped() and epoch + 1 < self.recipe.train.epochs
+        return self.exchange.stops(finished_epoch=True) and epoch + 1 < self.recipe.train.epochs
 
     def _finish_epoch(self, epoch: int, active: Sequence[int], seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
@@ -206,6 +230,8 @@ class Trainer:
         if self.recipe.needs_epoch_stats:
             self.stats = stats_after(row)
         self.metrics.clear()
+        if not self._is_main:
+            return
         # The checkpoint last: a run killed between the two trains the epoch again and replaces the row.
         self.run_folder.drop_metrics_after(self.step - 1)
         self.run_folder.append_metrics(row)
@@ -225,7 +251,8 @@ class Trainer:
         split = self.setup.dataset.split("val")
         for student in self.students:
             student.model.eval()
-        self.job.observer.start("validation", len(split.ids), "images")
+        own = self.exchange.batches(split.ids, self.recipe.train.batch_size)
+        self.job.observer.start("validation", sum(map(len, own)), "images")
         scores = score(
             [self.students[index].eval_model for index in active],
             self.setup.validation,
@@ -235,6 +262,7 @@ class Trainer:
             precision=self.recipe.train.precision,
             preprocessing=tuple(self.students[index].preprocessing for index in active),
             flip=self.recipe.evaluation.flip_tta,
+            exchange=self.exchange,
             on_batch=self.job.observer.advance,
         )
         self.job.observer.finish()
@@ -252,8 +280,8 @@ class Trainer:
         if first >= 0:
             step = (self.step - 1) // self.steps_per_epoch * self.steps_per_epoch + first
             raise RunError(
-                f"the loss of step {step} (epoch {step // self.steps_per_epoch + 1}) is not finite; expected a number; "
-                f"{self._kept()}; lower students.*.lr or train in float32"
+                f"the loss of step {step} (epoch {step // self.steps_per_epoch + 1}{self._nonfinite_slice()}) is not finite; "
+                f"expected a number; {self._kept()}; lower students.*.lr or train in float32"
             )
         scale = self.setup.loss_scale
         if scale is not None and float(scale.scale) < MIN_SCALE:
@@ -262,6 +290,15 @@ class Trainer:
                 f"expected at least {MIN_SCALE:g}; {self._kept()}; lower students.*.lr or set train.precision to float32"
             )
         return self.metrics.means(self.recipe.loss.settings)
+
+    def _nonfinite_slice(self) -> str:
+        """For errors: the slice whose loss was not finite, and the process that computed it."""
+        slices, group = self.exchange.slices, self.job.group
+        if slices == 1:
+            return ""
+        index = int(self.metrics.nonfinite_slice)
+        of_process = f", {group.where(index * group.size // slices)}" if group.size > 1 else ""
+        return f", slice {index} of {slices}{of_process}"
 
     def _kept(self) -> str:
         """For errors: what is left of the run."""
@@ -289,7 +326,7 @@ class Trainer:
     def _save_if_due(self) -> None:
         """Save within an epoch where the last checkpoint is checkpoint_minutes old."""
         minutes = self.recipe.train.checkpoint_minutes
-        if minutes and time.monotonic() - self._saved_at >= 60 * minutes and self.step % self.steps_per_epoch:
+        if self._is_main and minutes and time.monotonic() - self._saved_at >= 60 * minutes and self.step % self.steps_per_epoch:
             self._save()
 
     def _keep_best(self, scores: Sequence[dict[str, float] | None]) -> None:
@@ -300,6 +337,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._train_row()  # a run whose loss is not finite keeps its last good checkpoint
+        if not self._is_main:
+            return
         tensors = self._tensors()
         not_finite = [name for name, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
         if not_finite:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import platform
 import re
 import sys
@@ -89,6 +90,19 @@ def cudnn_benchmark(search: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def deterministic(only: bool) -> Iterator[None]:
+    """Within the block, PyTorch uses only kernels whose sums have a fixed order (only); it raises an error for others."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if only:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

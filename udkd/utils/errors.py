@@ -27,6 +27,10 @@ class BusyError(UserError):
     """Another process is writing the same file or folder."""
 
 
+class ProcessGroupError(UserError):
+    """Processes that torchrun starts together, one of which does not answer any more."""
+
+
 class MismatchError(UserError):
     """Stored data was made with other settings than those requested.
 

@@ -152,16 +152,17 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*, announce: bool = True) -> Iterator[StopRequest]:
     """Turn the first Ctrl-C, SIGTERM or SIGHUP into a stop request; the next one ends the process at once.
 
-    A second SIGHUP is ignored: when a terminal closes, the kernel and the shell may both send one.
+    A second SIGHUP is ignored: when a terminal closes, the kernel and the shell may both send one. announce: print a line then.
     """
     request = StopRequest()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         request.exit_code = 128 + number
-        err.print("stopping after this step; once more to stop at once")
+        if announce:
+            err.print("stopping after this step; once more to stop at once")
         for kind, handler in before.items():
             signal.signal(kind, signal.SIG_IGN if kind == signal.SIGHUP else handler)
 

@@ -1,70 +1,105 @@
-"""The group of processes that build one cache, and their communication.
+"""The group of processes that torchrun starts for one job: its store, and how its processes fail together.
 
-torchrun starts them and provides a key-value store; nothing else of torch.distributed is needed, as they share the files.
+torchrun provides a key-value store. Building a cache needs nothing else of torch.distributed, as its processes share the files.
 """
 
+import contextlib
 import json
 import os
+import platform
 import signal
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
-from udkd.utils.errors import CacheError, UserError
+from udkd.utils.errors import ConfigError, MismatchError, ProcessGroupError, RunError, UserError
 from udkd.utils.launcher import LAUNCHER_GONE, is_torchrun_gone, is_torchrun_worker
 from udkd.utils.operating_system import available_cores, die_with_parent
 
-if TYPE_CHECKING:
-    import torch
-
 _POLL_S = 0.05
 _CONNECT_S = 20.0  # torchrun's store exists before its processes; this bounds a slow network, or variables set by hand
-_LINGER_S = 10.0
+_START_S = 600.0  # for all processes to have started: their imports may come from a slow shared disk
+_REPORT_S = 10.0  # within which the main process reports the error of another one
+_FINAL = "error that no restart cures"
+
+
+class WorkerFailed(ProcessGroupError):
+    """The error of another process of the group, with its rank and host."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroup:
-    """A process's rank of size, and its local_rank on this machine. store: None for a single process."""
+    """A process's rank of size, and its local_rank of local_size on this machine. hosts: of each rank.
+
+    store: of this start of the group; None for a single process. all_starts: torchrun's own store, which outlives its restarts.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
+    hosts: tuple[str, ...] = (platform.node(),)
     store: Any = None
+    all_starts: Any = None
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
-        """Join the group that torchrun's variables describe, or a group of one. CacheError: the store does not answer."""
+        """Join the group that torchrun's variables describe, or a group of one.
+
+        ProcessGroupError: the store or a process does not answer, or an earlier start of the group failed for good.
+        """
         if not is_torchrun_worker(environment):
             return cls()
         die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up
         if is_torchrun_gone(environment):
-            raise CacheError(LAUNCHER_GONE)
-        from torch.distributed.rendezvous import rendezvous  # takes seconds, and a single process does not need it
+            raise ProcessGroupError(LAUNCHER_GONE)
+        from torch.distributed.distributed_c10d import PrefixStore  # takes seconds, and a single process does not need it
+        from torch.distributed.rendezvous import rendezvous
 
         try:
             store, rank, size = next(rendezvous("env://", timeout=timedelta(seconds=_CONNECT_S)))
         except (RuntimeError, ValueError, OSError) as error:
-            raise CacheError(
+            raise ProcessGroupError(
                 f"WORLD_SIZE is {environment['WORLD_SIZE']} and no other process answers ({_first_line(error)}); "
                 "expected to be started by torchrun; use it, or unset WORLD_SIZE"
             ) from None
-        return cls(rank=rank, size=size, local_rank=int(environment.get("LOCAL_RANK", "0")), store=store)
+        name, hosts = _agree_on_start(store, rank, size)
+        group = cls(
+            rank=rank,
+            size=size,
+            local_rank=int(environment.get("LOCAL_RANK", "0")),
+            local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+            hosts=hosts,
+            store=PrefixStore(name, store),
+            all_starts=store,
+        )
+        if _call_store(store.check, [_FINAL]):  # a restart of torchrun's
+            raise WorkerFailed(_call_store(store.get, _FINAL).decode())
+        return group
 
     @property
     def is_main(self) -> bool:
         """Whether this process holds the lock, finishes files and talks to the user."""
         return self.rank == 0
 
-    def device(self, device: "torch.device") -> "torch.device":
-        """The GPU of this process where the group has several."""
+    def device_name(self, name: str) -> str:
+        """The --device of this process where the group has several: its own GPU for auto or cuda."""
         import torch
 
-        return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
+        if self.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+            return f"cuda:{self.local_rank}"
+        return name
+
+    def where(self, rank: int | None = None) -> str:
+        """A rank and its host, for messages; this process's by default."""
+        rank = self.rank if rank is None else rank
+        return f"rank {rank} on {self.hosts[rank] if rank < len(self.hosts) else 'an unknown host'}"
 
     def set(self, name: str, value: object = None) -> None:
         """Publish a JSON value under a name."""
@@ -72,25 +107,121 @@ class WorkerGroup:
             _call_store(self.store.set, name, json.dumps(value))
 
     def wait(self, name: str) -> Any:
-        """Wait for the value of a name. Raises UserError with the message of a process that failed."""
+        """Wait for the value of a name. Raises WorkerFailed with the error of a process that failed."""
         while not self.check(name):
             time.sleep(_POLL_S)
         return json.loads(_call_store(self.store.get, name))
 
     def check(self, name: str) -> bool:
-        """Whether a name has a value. Raises UserError with the message of a process that failed."""
-        if self.is_main and _call_store(self.store.check, ["failed"]):
-            raise UserError(json.loads(self.store.get("failed")))
+        """Whether a name has a value. Raises WorkerFailed with the error of a process that failed."""
+        if (error := self._failure()) is not None:
+            raise error
         return bool(_call_store(self.store.check, [name]))
 
     def add(self, name: str, count: int) -> int:
         """Add to a shared counter and return its new value."""
         return count if self.store is None else int(_call_store(self.store.add, name, count))
 
-    def fail(self, error: UserError) -> None:
-        """Pass an error to the main process, which reports it, and wait for torchrun to end this one."""
-        self.set("failed", str(error))
-        time.sleep(_LINGER_S)
+    @contextlib.contextmanager
+    def reports_once(self) -> Iterator[None]:
+        """Of the errors that end the processes of a group, let one reach the user, with the rank and host it came from.
+
+        The first error is published; the main process raises it, and the others exit with 1. Another process raises its own
+        error if the main one does not: it may be gone, or wait in a kernel.
+        """
+        try:
+            yield
+        except UserError as error:
+            if self.size == 1:
+                raise
+            if (reported := self._fail(error)) is None:
+                raise SystemExit(1) from None
+            raise reported from None
+        except Exception as error:  # a bug: its traceback is shown here
+            if self.size > 1:
+                with contextlib.suppress(ProcessGroupError):
+                    self._publish(f"{type(error).__name__}: {_first_line(error)}")
+                    self.set("reported")
+            raise
+
+    def _fail(self, error: UserError) -> UserError | None:
+        """The error that this process prints, or None where another one does."""
+        try:
+            lost = isinstance(error, ProcessGroupError) and not isinstance(error, WorkerFailed)
+            if lost and self.is_main:  # most likely one that has failed: it says why
+                self._wait_for("failed", _REPORT_S / 4)
+            if not isinstance(error, ProcessGroupError):
+                self._publish(str(error), final=isinstance(error, ConfigError | MismatchError | RunError))
+            first = self._failure() or error
+            if not self.is_main:
+                if self._wait_for("reported", _REPORT_S) or self.add("reporting", 1) > 1:
+                    return None
+                return first
+            self.set("reported")
+            return first if isinstance(error, ProcessGroupError) else error
+        except ProcessGroupError:  # the store is gone, and torchrun with it
+            return error if self.is_main else None
+
+    def _publish(self, text: str, *, final: bool = False) -> None:
+        """Publish an error, unless there is one. final: also to later starts of the group."""
+        where = "" if self.is_main else f"{self.where()}: "
+        if final and self.all_starts is not None:
+            _call_store(self.all_starts.compare_set, _FINAL, "", where + text)
+        _call_store(self.store.compare_set, "failed", "", json.dumps(where + text))
+
+    def _failure(self) -> WorkerFailed | None:
+        """The first error that a process has published."""
+        if self.store is None or not _call_store(self.store.check, ["failed"]):
+            return None
+        return WorkerFailed(json.loads(_call_store(self.store.get, "failed")))
+
+    def _wait_for(self, name: str, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not (there := bool(_call_store(self.store.check, [name]))) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        return there
+
+
+SINGLE_PROCESS = WorkerGroup()
+
+
+def _agree_on_start(store: Any, rank: int, size: int) -> tuple[str, tuple[str, ...]]:
+    """A name that only this start of the group has, and each rank's host.
+
+    torchrun's store outlives its restarts, with the keys of earlier starts, and its count of restarts is not the same on every
+    machine (PyTorch issue 135712). So the main process publishes a new name and waits for an answer from each of the others,
+    which wait until it confirms their own answer: the main process of an earlier start never does.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + _START_S
+    host = platform.node()
+    if rank == 0:
+        _call_store(store.set, "start", own)
+        answers = {0: {"id": own, "host": host}}
+        for other in range(1, size):
+            while not _call_store(store.check, [f"{own} {other}"]):
+                if time.monotonic() > end:
+                    raise _no_answer(f"rank {other} of {size}")
+                time.sleep(_POLL_S)
+            answers[other] = json.loads(_call_store(store.get, f"{own} {other}"))
+        _call_store(store.set, f"{own} all", json.dumps([answers[each] for each in range(size)]))
+        return own, tuple(answers[each]["host"] for each in range(size))
+    while time.monotonic() < end:
+        if _call_store(store.check, ["start"]):
+            name = _call_store(store.get, "start").decode()
+            _call_store(store.set, f"{name} {rank}", json.dumps({"id": own, "host": host}))
+            if _call_store(store.check, [f"{name} all"]):
+                answers = json.loads(_call_store(store.get, f"{name} all"))
+                if len(answers) == size and answers[rank]["id"] == own:
+                    return name, tuple(answer["host"] for answer in answers)
+        time.sleep(_POLL_S)
+    raise _no_answer(f"rank 0 of {size}")
+
+
+def _no_answer(process: str) -> ProcessGroupError:
+    return ProcessGroupError(
+        f"{process} has not answered for {_START_S:.0f} s; expected every process to run the same command; "
+        "look for its error above"
+    )
 
 
 def single_process_threads() -> int:
@@ -116,12 +247,12 @@ def _environment_of(process: int) -> set[str]:
 
 
 def _call_store(method: Any, *arguments: Any) -> Any:
-    """Call a method of the store. Raises CacheError where the store's process has ended."""
+    """Call a method of the store. Raises ProcessGroupError where the store's process has ended."""
     try:
         return method(*arguments)
     except (RuntimeError, OSError) as error:
-        raise CacheError(
-            f"the other processes of this build are gone ({_first_line(error)}); expected all to run to the end; run it again"
+        raise ProcessGroupError(
+            f"the other processes of this job are gone ({_first_line(error)}); expected all to run to the end; run it again"
         ) from None
 
 

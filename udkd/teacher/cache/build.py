@@ -29,14 +29,12 @@ from udkd.teacher.targets import PackedTargets
 from udkd.utils.environment import prepare_device, set_threads
 from udkd.utils.errors import DataError
 from udkd.utils.progress import SILENT, Observer
-from udkd.utils.workers import WorkerGroup, single_process_threads
+from udkd.utils.workers import SINGLE_PROCESS, WorkerGroup, single_process_threads
 
 BLOCK_ROWS = 256
 """About how many samples a killed build computes again. A block is a multiple of the teacher's batch size."""
 
 _POLL_S = 0.1
-
-_SINGLE_PROCESS = WorkerGroup()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def build_cache(
     device: torch.device | str = "auto",
     features: bool = False,
     observer: Observer = SILENT,
-    group: WorkerGroup = _SINGLE_PROCESS,
+    group: WorkerGroup = SINGLE_PROCESS,
 ) -> BuiltCache:
     """Complete the cache in `folder`: compute the recipe's missing views of the training split.
 

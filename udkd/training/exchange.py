@@ -1,0 +1,265 @@
+"""Sums over the slices of a batch, in an order that does not depend on the number of processes that compute them.
+
+A batch is cut into S equal slices, S a power of two. Every slice gives one vector, and vectors are added as a binary tree over
+the slices, neighbours first. With W processes, W a power of two that divides S, each owns k = S / W neighbouring slices, whose
+sum is a branch of that tree; the upper part is added between processes. So the sums have the same bits for every W.
+
+Each process receives its share of the vector from every other one, adds the shares and sends the result to all: together
+2 (W - 1) / W of a vector, as much as a ring all-reduce. Where the processes of several machines are as many on each, the sum is
+taken within each machine first, and between the machines only a part of the vector travels: the same tree.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udkd.utils.errors import ConfigError, ProcessGroupError
+from udkd.utils.workers import SINGLE_PROCESS, WorkerGroup
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others in a step."""
+
+_CPU = torch.device("cpu")
+_STOP_LAG = 8  # on a GPU: steps between a request to stop and the stop, so that no step waits for the device
+
+
+@final
+class Exchange:
+    """The slices that a process owns, and its communication with the others of a training run. Close it after use.
+
+    stopped: whether this process was asked to stop. Raises ConfigError unless the slices can be divided among the processes.
+    """
+
+    def __init__(
+        self,
+        slices: int = 1,
+        group: WorkerGroup = SINGLE_PROCESS,
+        device: torch.device = _CPU,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        require_divisible(slices, group.size)
+        self.slices, self.group, self.device = slices, group, device
+        self._stopped = stopped
+        self._levels: list[Any] = []
+        self._wire = device
+        if group.size > 1:
+            self._connect()
+        self.stop_wanted = torch.zeros((), device=device)
+        """1 where this process was asked to stop: a step adds it to those of the others."""
+        self.stop_found = torch.zeros((), device=device)
+        """Above 0 where any process was, as of the last step."""
+        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    def _connect(self) -> None:
+        """Connect the processes: with NCCL where each has a GPU of its own, else with Gloo, through the host's memory."""
+        group = self.group
+        own_gpu = self.device.type == "cuda" and self.device.index == group.local_rank and dist.is_nccl_available()
+        self._wire = self.device if own_gpu else _CPU
+        with contact():
+            dist.init_process_group(
+                "nccl" if own_gpu else "gloo",
+                store=group.store,
+                rank=group.rank,
+                world_size=group.size,
+                timeout=TIMEOUT,
+                device_id=self.device if own_gpu else None,
+            )
+            self._levels = [None]
+            size, local = group.size, group.local_size
+            if self._same_on_all_machines() and 1 < local < size:
+                within = [list(range(first, first + local)) for first in range(0, size, local)]
+                between = [list(range(place, size, local)) for place in range(local)]
+                self._levels = [dist.new_subgroups_by_enumeration(ranks, timeout=TIMEOUT)[0] for ranks in (within, between)]
+
+    def _same_on_all_machines(self) -> bool:
+        """Whether every machine has as many processes, a power of two, with neighbouring ranks."""
+        found: list[Any] = [None] * self.group.size
+        dist.all_gather_object(found, (self.group.local_size, self.group.rank - self.group.local_rank))
+        local = self.group.local_size
+        return local & (local - 1) == 0 and all(each == (local, rank // local * local) for rank, each in enumerate(found))
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._levels and dist.is_initialized():
+            dist.destroy_process_group()
+        self._levels = []
+
+    @property
+    def size(self) -> int:
+        """W, the number of processes."""
+        return self.group.size
+
+    @property
+    def own(self) -> range:
+        """The slices that this process owns."""
+        per_process = self.slices // self.size
+        return range(self.group.rank * per_process, (self.group.rank + 1) * per_process)
+
+    def share(self, order: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
+        """This process's part of every batch of `order`, int64 ids in full batches."""
+        return np.ascontiguousarray(order.reshape(-1, self.size, batch_size // self.size)[:, self.group.rank].reshape(-1))
+
+    def batches(self, ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+        """The batches of `ids` that this process evaluates: every W-th; the last one of all may be smaller."""
+        starts = range(self.group.rank * batch_size, len(ids), self.size * batch_size)
+        return [ids[start : start + batch_size] for start in starts]
+
+    def sum(self, vector: Tensor) -> None:
+        """Replace a contiguous float32 vector, whose length W divides, by its sum over all processes, as a binary tree."""
+        if self.size == 1:
+            return
+        wire = vector if self._wire == vector.device else vector.to(self._wire)
+        with contact():
+            self._sum(wire, self._levels)
+        if wire is not vector:
+            vector.copy_(wire)
+
+    def _sum(self, vector: Tensor, levels: Sequence[Any]) -> None:
+        group, *more = levels
+        shares = torch.empty_like(vector)
+        dist.all_to_all_single(shares, vector, group=group)
+        own = tree_sum(list(shares.view(dist.get_world_size(group), -1).unbind()))
+        if more:
+            self._sum(own, more)
+        _all_gather(vector, own, group)
+
+    def gather_rows(self, rows: Tensor) -> None:
+        """Fill, on every process, the rows of a float64 tensor that the others have computed; those are 0 here."""
+        if self.size > 1:
+            wire = rows.to(self._wire)
+            with contact():
+                dist.all_reduce(wire)  # exact in any order: every number is 0 on all processes but one
+            rows.copy_(wire)
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by those of the main process."""
+        if self.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors:
+            by_dtype.setdefault(tensor.dtype, []).append(tensor)
+        with contact(), torch.no_grad():
+            for same in by_dtype.values():
+                wire = torch.cat([tensor.reshape(-1).to(self._wire) for tensor in same])
+                dist.broadcast(wire, src=0)
+                for tensor, part in zip(same, torch.split(wire, [tensor.numel() for tensor in same]), strict=True):
+                    tensor.copy_(part.view(tensor.shape))
+
+    def before_step(self) -> None:
+        """Let the next step tell the other processes whether this one was asked to stop."""
+        if self.slices > 1 and self._stopped():
+            self.stop_wanted.fill_(1.0)
+
+    def stops(self, *, finished_epoch: bool = False) -> bool:
+        """Whether all processes stop after the step just queued; the same answer on each of them.
+
+        On a GPU it is that of _STOP_LAG steps ago, except at the end of an epoch, so that the host does not wait for the step.
+        """
+        if self.slices == 1:
+            return self._stopped()
+        if self.device.type == "cpu":
+            return float(self.stop_found) > 0
+        found = torch.empty((), pin_memory=True)
+        found.copy_(self.stop_found, non_blocking=True)
+        event = torch.cuda.current_stream().record_event()
+        self._pending.append((found, event))
+        stop = False
+        while len(self._pending) > (0 if finished_epoch else _STOP_LAG):
+            found, event = self._pending.pop(0)
+            event.synchronize()
+            stop |= float(found) > 0
+        return stop
+
+
+def require_divisible(slices: int, size: int) -> None:
+    """ConfigError unless `size` processes can share the slices of a batch."""
+    if size > slices or slices % size:
+        powers = ", ".join(str(1 << power) for power in range(slices.bit_length()))
+        remedy = f"set train.slices to {size} or a multiple" if size & (size - 1) == 0 else "start a power of two"
+        raise ConfigError(f"{size} processes train together and train.slices is {slices}; expected one of {powers}; {remedy}")
+
+
+def tree_sum(parts: list[Tensor]) -> Tensor:
+    """The sum of a power of two of tensors, added in place as a binary tree, neighbours first; returns the first one."""
+    while len(parts) > 1:
+        parts = [left.add_(right) for left, right in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+@contextlib.contextmanager
+def contact() -> Iterator[None]:
+    """ProcessGroupError where another process has ended, or has not answered for TIMEOUT."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed.DistError is one
+        if "out of memory" in str(error) or "allocate memory" in str(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ProcessGroupError(
+            f"another process of this run has ended or does not answer ({reason}); expected all to run to the end; "
+            "the same command with --resume continues"
+        ) from None
+
+
+def _all_gather(vector: Tensor, own: Tensor, group: Any) -> None:
+    """all_gather of equal parts into one vector: PyTorch 2.14 deprecates the older of two names."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(vector, own, group=group)
+
+
+@final
+class SliceVectors:
+    """The vectors of the slices that a process owns: log2(k) + 1 of them, allocated once, are enough to add k as a tree.
+
+    Each holds numbers for the tensors of `like` and `more` further ones, as float32.
+    """
+
+    def __init__(self, like: Sequence[Tensor], more: int, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._count = len(exchange.own)
+        length = sum(tensor.numel() for tensor in like) + more
+        length += -length % exchange.slices  # W divides it
+        vectors = [torch.zeros(length, device=exchange.device) for _ in range(self._count.bit_length())]
+        self._free = [(vector, _views(vector, like, more)) for vector in vectors]
+        self._sums: list[tuple[int, tuple[Tensor, list[Tensor]]]] = []
+
+    def add(self, tensors: Sequence[Tensor], more: Sequence[Tensor]) -> None:
+        """Add a slice's tensors, shaped as `like`, and further numbers; the slices in their order."""
+        item = self._free.pop(0)
+        views = item[1]
+        torch._foreach_copy_(views[:-1], list(tensors))
+        views[-1].copy_(torch.cat([each.reshape(-1) for each in more]))
+        level = 0
+        while self._sums and self._sums[-1][0] == level:  # as a binary counter carries
+            lower, right = self._sums.pop()[1], item
+            lower[0].add_(right[0])
+            self._free.insert(0, right)
+            item, level = lower, level + 1
+        self._sums.append((level, item))
+
+    def mean(self) -> tuple[list[Tensor], Tensor]:
+        """The mean over all slices of all processes, in fixed memory: tensors shaped as `like`, and the further numbers."""
+        ((_, item),) = self._sums
+        self._sums = []
+        self._free.insert(0, item)
+        vector, views = item
+        self._exchange.sum(vector)
+        vector.div_(self._exchange.slices)
+        return views[:-1], views[-1]
+
+
+def _views(vector: Tensor, like: Sequence[Tensor], more: int) -> list[Tensor]:
+    """Views of a vector with the shapes of `like`, in their memory formats, and one of `more` numbers."""
+    views, start = [], 0
+    for tensor in like:
+        dense = torch.empty_like(tensor, device="meta")  # its strides leave no gaps
+        views.append(vector.as_strided(tensor.shape, dense.stride(), start))
+        start += tensor.numel()
+    return [*views, vector[start : start + more]]

@@ -1,0 +1,86 @@
+"""The step in slices: each slice of a batch is a forward and backward pass of its own, also of its batch norm statistics."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from udkd.data.batch import Batch
+from udkd.teacher.target import TargetSource
+from udkd.training.exchange import Exchange, SliceVectors
+from udkd.training.metrics import TrainMetrics
+from udkd.training.schedule import EpochSchedule
+from udkd.training.step import TrainStep
+
+
+@final
+class SlicedStep:
+    """A TrainStep over the slices of a batch that a process owns, in turn, whose means over all slices the processes share.
+
+    Means of gradients, of the running statistics of batch norm, and of the metrics: the same bits on every process. Each slice
+    starts from the statistics before the step. The optimizer's step is then the same everywhere.
+    """
+
+    def __init__(self, step: TrainStep, exchange: Exchange) -> None:
+        self._step, self._exchange = step, exchange
+        modules: list[nn.Module] = []
+        for student in step.students:
+            modules += [student.model, *([] if student.connector is None else [student.connector])]
+        self._parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+        buffers = [buffer for module in modules for buffer in module.buffers()]
+        self._statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
+        self._counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self._trained: list[nn.Parameter] = []  # those that get a gradient
+        self._vectors: SliceVectors | None = None
+
+    @property
+    def teacher(self) -> TargetSource:
+        """See TrainStep."""
+        return self._step.teacher
+
+    def mutable_state(self) -> list[Tensor]:
+        """See TrainStep."""
+        return self._step.mutable_state()
+
+    def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
+        """Train every student. batch: the slices that this process owns, one after another. Else see TrainStep."""
+        exchange = self._exchange
+        now = self._step.begin(step, schedule)
+        size = len(batch.labels) // len(exchange.own)
+        buffers = [*self._statistics, *self._counters]
+        before = [buffer.clone() for buffer in buffers]
+        for turn, index in enumerate(exchange.own):
+            if turn:
+                with torch.no_grad():
+                    for buffer, kept in zip(buffers, before, strict=True):
+                        buffer.copy_(kept)
+            part = batch.rows(slice(turn * size, (turn + 1) * size))
+            means_RN, total = self._step.backward(part, schedule, now, metrics, index)
+            self._add(index, means_RN, total)
+        assert self._vectors is not None
+        tensors, more = self._vectors.mean()
+        for parameter, gradient in zip(self._trained, tensors, strict=False):
+            parameter.grad = gradient.to(parameter.dtype)
+        if self._statistics:
+            torch._foreach_copy_(self._statistics, tensors[len(self._trained) :])
+        self._step.finish(now)
+        means, totals_S, stop = torch.split(more, [means_RN.numel(), exchange.slices, 1])
+        exchange.stop_found.copy_(stop[0])
+        # A slice's total is one of S numbers, the others 0: the mean is divided by S.
+        batch_size = size * exchange.slices
+        metrics.add(step, means.view(means_RN.shape), batch_size, totals_S, self._step.student_indices)
+
+    @torch.no_grad()
+    def _add(self, index: int, means_RN: Tensor, total: Tensor) -> None:
+        """Add what a slice computed to the vectors, and drop its gradients."""
+        slices = self._exchange.slices
+        if self._vectors is None:
+            self._trained = [parameter for parameter in self._parameters if parameter.grad is not None]
+            like = [*self._trained, *self._statistics]
+            self._vectors = SliceVectors(like, means_RN.numel() + slices + 1, self._exchange)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
+        totals_S = torch.zeros(slices, device=total.device)
+        totals_S[index] = total
+        self._vectors.add([*gradients, *self._statistics], [means_RN, totals_S, self._exchange.stop_wanted])
+        for parameter in self._parameters:
+            parameter.grad = None
