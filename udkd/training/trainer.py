@@ -18,7 +18,7 @@ from torch import Tensor
 from udkd.losses.schedules import EpochStats
 from udkd.training.build_step import compiles
 from udkd.training.checkpoints import Checkpoint
-from udkd.training.exchange import Exchange
+from udkd.training.exchange import NONE, Exchange, Wishes
 from udkd.training.loggers import LoggedRun, Loggers, epoch_values, require_loggers
 from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
@@ -69,9 +69,12 @@ class Trainer:
         self.job, self.recipe = job, job.recipe
         require_loggers(self._logger_names)
         with contextlib.ExitStack() as stack:
-            self.exchange = Exchange(self.recipe.train.slices, job.group, job.device, job.stopped)
-            stack.callback(self.exchange.close)
             self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
+            self.exchange = Exchange(
+                self.recipe.train.slices, job.group, job.device, parallel=self.recipe.train.parallel, wishes=self._wishes
+            )
+            stack.callback(self.exchange.close)
+            self._saved_at = time.monotonic()
             self.steps_per_epoch = self.setup.steps_per_epoch
             self.students = self.setup.students
             self.metrics = TrainMetrics.empty(len(self.students), job.device, recorded_rows(job.recipe))
@@ -80,7 +83,6 @@ class Trainer:
             self._runner: tuple[tuple[int, tuple[int, ...]], StepRunner] | None = None
             self._prepare_runner(0)
             self._step_s = 0.0  # seconds per step of the last epoch, with its share of validation; 0: not known yet
-            self._saved_at = time.monotonic()
             self._loggers: Loggers | None = None
             self._profiler: StepProfiler | None = None
             self.total_steps = self.recipe.train.epochs * self.steps_per_epoch
@@ -199,22 +201,26 @@ class Trainer:
                 observer.advance(images, **(self._progress_fields(active) if log else {}))
                 if self._profiler is not None:
                     self._profiler.step()
-                self._save_if_due()
-                if self.exchange.stops() and self.step % self.steps_per_epoch:
+                wishes = self.exchange.agreed() if self.step % self.steps_per_epoch else NONE
+                if wishes.stop:
                     observer.finish()
+                if wishes != NONE:
+                    self._collect_students()
                     self._save()
+                if wishes.stop:
                     return True
         self._train_row()  # waits for the device, so that `seconds` covers the work
         seconds = time.perf_counter() - started
         self._step_s = (seconds - compile_s) / (self.step - before)
         observer.finish()
         self._finish_epoch(epoch, active, seconds, (self.step - before) * batch_size)
-        return self.exchange.stops(finished_epoch=True) and epoch + 1 < self.recipe.train.epochs
+        return self.exchange.agreed(finished_epoch=True).stop and epoch + 1 < self.recipe.train.epochs
 
     def _finish_epoch(self, epoch: int, active: Sequence[int], seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
         started = time.perf_counter()
+        self._collect_students()
         val_row = self._evaluate(active)
         row = {
             "epoch": epoch + 1,
@@ -323,11 +329,11 @@ class Trainer:
             shown["GPU"] = f"{torch.cuda.max_memory_allocated(self.job.device) / 2**30:.1f} GiB"
         return shown
 
-    def _save_if_due(self) -> None:
-        """Save within an epoch where the last checkpoint is checkpoint_minutes old."""
+    def _wishes(self) -> Wishes:
+        """Whether this process was asked to stop, and whether the last checkpoint is checkpoint_minutes old."""
         minutes = self.recipe.train.checkpoint_minutes
-        if self._is_main and minutes and time.monotonic() - self._saved_at >= 60 * minutes and self.step % self.steps_per_epoch:
-            self._save()
+        due = self._is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        return Wishes(stop=self.job.stopped(), save=due)
 
     def _keep_best(self, scores: Sequence[dict[str, float] | None]) -> None:
         """Keep the checkpoint just saved if no epoch had a better mean top-1. Epochs before a start_epoch do not count."""
@@ -352,6 +358,12 @@ class Trainer:
         )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress), self.recipe.train.keep_checkpoints)
         self._saved_at = time.monotonic()
+
+    def _collect_students(self) -> None:
+        """Let every process have the students that the others train."""
+        if self.exchange.by_student:
+            for student in self.students:
+                self.exchange.broadcast(list(student.tensors().values()), source=student.index)
 
     def _write_student_files(self, row: Mapping[str, Any]) -> None:
         """Write the evaluated weights of the students that have started, as other libraries load them."""

@@ -118,6 +118,13 @@ class WorkerGroup:
             raise error
         return bool(_call_store(self.store.check, [name]))
 
+    def barrier(self, name: str) -> None:
+        """Wait until all processes are here. Raises WorkerFailed with the error of one that failed."""
+        if self.size > 1:
+            self.set(f"{name} {self.rank}")
+            for rank in range(self.size):
+                self.wait(f"{name} {rank}")
+
     def add(self, name: str, count: int) -> int:
         """Add to a shared counter and return its new value."""
         return count if self.store is None else int(_call_store(self.store.add, name, count))
