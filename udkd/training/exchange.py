@@ -68,7 +68,6 @@ class Exchange:
         self._levels: list[Any] = []
         self._wire = device
         if group.size > 1:
-            group.barrier("connect")  # an error of the others is known by then
             self._connect()
         self.wanted_2 = torch.zeros(2, device=device)
         """1 where this process wants a stop, or a checkpoint: a step adds them to those of the others."""

@@ -24,7 +24,7 @@ from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.profile import WARM_UP_STEPS, StepProfiler
 from udkd.training.resume import create_or_reopen, load_checkpoint, lock_run_folder, stats_after
-from udkd.training.run_folder import RunFolder
+from udkd.training.run_folder import RunFolder, flatten
 from udkd.training.run_log import RunLog
 from udkd.training.run_records import CheckpointProgress, StoredEpochStats
 from udkd.training.runners import StepRunner
@@ -34,8 +34,9 @@ from udkd.training.setup import TrainJob as TrainJob
 from udkd.training.setup import TrainSetup
 from udkd.training.student_files import write_student
 from udkd.utils.environment import cudnn_benchmark, deterministic, set_threads
-from udkd.utils.errors import ConfigError, RunError
+from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.progress import duration
+from udkd.utils.workers import SETUP_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Trainer:
         require_loggers(self._logger_names)
         with contextlib.ExitStack() as stack:
             self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
+            self._require_same_setups()  # and no collective before all processes are here, or one has said why it is not
             self.exchange = Exchange(
                 self.recipe.train.slices, job.group, job.device, parallel=self.recipe.train.parallel, wishes=self._wishes
             )
@@ -106,6 +108,24 @@ class Trainer:
             self._share_state()
             self._resources = stack.pop_all()
 
+    def _require_same_setups(self) -> None:
+        """MismatchError where a process of the group would compute something else than the main one."""
+        setup, group = self.setup, self.job.group
+        own = {
+            "recipe": self.recipe.to_dict(),
+            "dataset_digest": setup.dataset.digest,
+            "pixel_class": setup.backend.describe(),
+            "device": self.job.device.type,
+            "torch": torch.__version__,
+        } | {name: setup.provenance.get(name) for name in ("cache_key", "teacher_sha256", "starts")}
+        values = [flatten(facts) for facts in group.gather("setup", own)]
+        for rank, facts in enumerate(values):
+            names = sorted(values[0].keys() | facts.keys())
+            fields = [(key, values[0].get(key), facts.get(key)) for key in names if values[0].get(key) != facts.get(key)]
+            if fields:
+                remedy = f"start every process with the same command, data and packages as {group.where(0)}"
+                raise MismatchError(group.where(rank), fields, remedy)
+
     def _share_state(self) -> None:
         """Give the other processes the main one's state: they neither write nor read the run folder."""
         group = self.job.group
@@ -114,7 +134,7 @@ class Trainer:
         if self._is_main:
             group.set("state", {"step": self.step, "progress": list(self.stats.progress), "confidence": self.stats.confidence})
         else:
-            state = group.wait("state")
+            state = group.wait("state", SETUP_S)
             self.run_folder, self.step = RunFolder(self.job.out), state["step"]
             self.stats = EpochStats(progress=state["progress"], confidence=state["confidence"])
         self.exchange.broadcast(list(self._tensors().values()))
