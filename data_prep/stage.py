@@ -4,8 +4,8 @@ Every byte is checked: the manifests by the sha256 in dataset.json; the images b
 in training (`verify` checks their sha256); dataset.json by its digest of all these; report.json by its own checksum. What is
 between the images in a shard, and its index, follows from the manifest: it is not read but written anew.
 
-Until all files are there, dataset.json is called staging.json. No file of an unfinished folder is trusted: its images are
-checked like those of the source, and only the others are read from there.
+Until all files are there and synced, dataset.json is called staging.json. No file of an unfinished folder is trusted: its
+images are checked like those of the source, and only the others are read from there.
 """
 
 import contextlib
@@ -54,7 +54,6 @@ from udkd.utils.files import (
     sha256_file,
     write_bytes,
     write_json,
-    write_text,
 )
 from udkd.utils.progress import Observer
 
@@ -131,6 +130,7 @@ def _stage(source: Location, folder: Path, header: Header, formats: Sequence[str
     _tell_of_formats(source, dataset, formats, observer)
     started = time.monotonic()
     copied, kept = _copy_shards(source, dataset, observer)
+    _sync(dataset)
     seconds = time.monotonic() - started
     derive_formats(dataset, missing, workers=workers, observer=observer)
     os.replace(folder / STAGING_NAME, folder / HEADER_NAME)
@@ -329,7 +329,7 @@ class _Progress:
 def _copy_shard(source: Location, split: Split, ids: np.ndarray, progress: _Progress) -> tuple[int, int]:
     """Write the shard with these samples from the images in its unfinished file and, where they are not intact, in the source.
 
-    Returns the bytes of samples from the source, and of others. Raises DataError; the samples before stay in the unfinished file.
+    Returns the bytes of samples from the source, and of the others. Raises DataError; what was written stays for the next try.
     """
     path = split.shard_path(int(ids[0]))
     unfinished = path.with_name(path.name + ".tmp")
@@ -364,14 +364,21 @@ def _copy_shard(source: Location, split: Split, ids: np.ndarray, progress: _Prog
         index = packer.finish()
         file.finish()
     os.replace(unfinished, path)
-    if not _is_text(path.with_suffix(".idx"), index):
-        write_text(path.with_suffix(".idx"), index)
-    fsync_folder(split.path)
+    path.with_suffix(".idx").write_text(index)
     return copied, kept
 
 
-def _is_text(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_bytes() == text.encode()
+def _sync(dataset: DatasetFolder) -> None:
+    """Make the shards durable. Once, at the end: until then the kernel writes while the next shards are copied."""
+    for split in dataset.splits.values():
+        for path in _shard_sizes(split):
+            for file in (path, path.with_suffix(".idx")):
+                descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        fsync_folder(split.path)
 
 
 class _ShardFile:
@@ -407,11 +414,10 @@ class _ShardFile:
             self._flush()
 
     def finish(self) -> None:
-        """Write what waits, cut off what is beyond, and sync."""
+        """Write what waits, and cut off what is beyond."""
         self._flush()
         if self._present > self.position:
             os.ftruncate(self._descriptor, self.position)
-        os.fsync(self._descriptor)
 
     def _flush(self) -> None:
         block = b"".join(self._block)

@@ -46,13 +46,10 @@ class ShardPacker:
         return offset
 
     def _member(self, name: str, data: bytes) -> int:
-        header = _member_header(name, len(data))
-        padding = bytes(-len(data) % BLOCK)
-        self._file.write(header)
-        self._file.write(data)
-        self._file.write(padding)
-        offset = self._position + len(header)
-        self._position = offset + len(data) + len(padding)
+        member = b"".join((_member_header(name, len(data)), data, bytes(-len(data) % BLOCK)))
+        self._file.write(member)
+        offset = self._position + BLOCK
+        self._position += len(member)
         return offset
 
     def finish(self) -> str:
