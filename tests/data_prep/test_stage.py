@@ -359,6 +359,13 @@ def test_derived_formats(source: Path, copied: Path, tmp_path: Path, capsys: pyt
     assert contents(tmp_path / "copy") == contents(copied)
 
 
+def test_the_formats_of_auto(source: Path, tmp_path: Path) -> None:
+    """As in convert: resident for a canvas of 128 px."""
+    staged = stage(source, tmp_path / "copy", formats=None, observer=SILENT)
+    assert staged is not None
+    assert staged.formats == ("resident",)
+
+
 def test_a_killed_derive_is_resumed(source: Path, tmp_path: Path) -> None:
     def work() -> None:
         die_at(1, after=False, functions=("replace",))
