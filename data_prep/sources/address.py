@@ -45,8 +45,8 @@ class Address:
 
     def __truediv__(self, name: str) -> "Address":
         """The address of a file in this folder. What follows a `?`, such as a signature, stays at the end."""
-        path, query = re.fullmatch(r"([^?#]*)(.*)" if self.scheme in HTTP else r"(.*)()", self.url, re.DOTALL).groups()  # type: ignore[union-attr]
-        return Address(f"{path.rstrip('/')}/{name}{query}")
+        path = re.split(r"[?#]", self.url, maxsplit=1)[0] if self.scheme in HTTP else self.url
+        return Address(f"{path.rstrip('/')}/{name}{self.url[len(path) :]}")
 
     def __str__(self) -> str:
         query = "?…" if self.scheme in HTTP and "?" in self.url else ""
