@@ -20,7 +20,7 @@ from udkd.utils.files import FolderLock
 from udkd.utils.output import out
 from udkd.utils.toml_files import shipped_names
 
-WORKED_ON = {"PREFIX", "RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "DATA"}
+WORKED_ON = {"PREFIX", "RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "SOURCE", "DATA"}
 INPUTS = {"DATA": ("--data", "--other-data"), "TEACHER": ("--teacher",), "CACHE": ("--cache",)}
 
 
