@@ -289,6 +289,7 @@ def _write_pages(todo: Studies, results: Results) -> None:
     if finished < total:
         err.print(f"unfinished: {finished} of {total} runs are done; the same command without --only resumes")
         raise typer.Exit(TIME_IS_UP)
+    err.print(f"finished: {finished} of {total} runs are done")
 
 
 def _submit(
