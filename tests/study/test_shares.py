@@ -50,7 +50,7 @@ class Notes:
 class NoExclusion(StudyProcess):
     """A process whose locks exclude no other."""
 
-    def require_exclusion(self) -> None:
+    def require_proof(self) -> None:
         raise BusyError("locks do not exclude")
 
 

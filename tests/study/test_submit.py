@@ -116,7 +116,7 @@ def test_where_locks_exclude_nothing_shares_train_no_run_twice_and_plain_studies
 ) -> None:
     variables = without_locks(tmp_path) | {"OMP_NUM_THREADS": "1"}
     # Enough epochs that both are at work when the first asks whether locks exclude.
-    study = ["study", *arguments, "--set", "train.epochs=30", "--out"]
+    study = ["study", *arguments, "--set", "train.epochs=10", "--out"]
     assert run(*study, tmp_path / "out", "--only", "prepare").code == 0
     shares = [python([*study, tmp_path / "out", "--share", f"{index}/2"], variables) for index in range(2)]
     errors = [share.communicate(timeout=scaled(300))[1] for share in shares]
@@ -125,7 +125,8 @@ def test_where_locks_exclude_nothing_shares_train_no_run_twice_and_plain_studies
         ["hard, seed 0", "hard, seed 1"],
         ["distilled, seed 0", "distilled, seed 1"],
     ]
-    assert any(f"warning: locks in {tmp_path / 'out'} do not exclude process" in text for text in errors), errors
+    warning = rf"warning: locks in {tmp_path / 'out'} (do not exclude process \d+ on host|exclude no process;)"
+    assert any(re.search(warning, text) for text in errors), errors
     assert run(*study, tmp_path / "out", "--only", "page").code == 0
 
     plain = [python([*study, tmp_path / "plain"], variables) for _ in range(2)]
@@ -294,7 +295,7 @@ def test_a_study_on_slurm_with_relative_paths(
     cluster: slurm.Slurm, tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, grid: Path
 ) -> None:
     """Requeued by SLURM and at the end of its time, it goes on with the same bits; at most two of its tasks run at once."""
-    study, set_epochs = os.path.relpath(grid, ROOT), "--set=train.epochs=60"
+    study, set_epochs = os.path.relpath(grid, ROOT), "--set=train.epochs=30"
     paths = ["--data", os.path.relpath(dataset.path, ROOT), "--teacher", teacher.path]
     whole = run("study", study, *paths, "--out", tmp_path / "whole", set_epochs)
     assert whole.code == 0, whole

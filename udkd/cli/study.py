@@ -170,15 +170,13 @@ def study_command(
         if plan.study.kind != "runs" and any(part.values()):
             given = next(name for name, value in part.items() if value)
             raise ConfigError(f"{plan.name} and {given}; expected studies that train runs; drop one of them")
-    import torch  # these imports take seconds: a wrong key is reported before
-
-    from udkd.data.dataset import DatasetFolder
+    from udkd.data.dataset import DatasetFolder  # these imports take seconds: a wrong key is reported before
     from udkd.study.folder import StudyFolder
     from udkd.study.processes import StudyProcess
     from udkd.study.runner import StudyContext
     from udkd.utils.environment import choose_device
 
-    selected = torch.device("cpu") if submit else choose_device(device)  # the machine that submits may lack a GPU
+    selected = choose_device("cpu" if submit and device == "cuda" else device)  # the machine that submits may lack a GPU
     DatasetFolder.open(data)
     with (
         json_result(as_json) as results,
@@ -323,9 +321,11 @@ def _submit(
             raise typer.Exit(code)
         _write_pages(todo, results)
         return
-    # A job for each run that is left; their numbers are those among all runs, so that all jobs count alike.
-    shares = Share.all(len(runs)) if len(left) <= MAX_SHARES else Share.all(MAX_SHARES)
-    shares = [shares[index] for index in left] if len(left) <= MAX_SHARES else shares
+    if len(left) > MAX_SHARES:
+        shares = Share.all(MAX_SHARES)
+    else:  # one for each run that is left
+        everyone = Share.all(len(runs))
+        shares = [everyone[index] for index in left]
     settings = SlurmSettings(
         gpus=gpus if gpus is not None else int(not on_cpu), minutes=minutes, at_once=at_once, options=slurm_options
     )
@@ -354,9 +354,8 @@ def _visible_gpus() -> list[str]:
     """Values of CUDA_VISIBLE_DEVICES, one for each GPU that this process may use."""
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    number = torch.cuda.device_count()
-    return given[:number] if len(given) >= number else [str(index) for index in range(number)]
+    given, number = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    return given.split(",")[:number] if given else [str(index) for index in range(number)]
 
 
 def _run(

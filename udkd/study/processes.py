@@ -18,10 +18,13 @@ from typing import Self
 
 from udkd.utils.errors import BusyError
 from udkd.utils.files import FolderLock
+from udkd.utils.operating_system import is_local_file_system
 
 RENEW_S = 1.0
-_LOOK_S = 3 * RENEW_S
-"""Seconds in which a running process has renewed its file, also when the machine is busy."""
+_SILENT_S = 15.0
+"""A process whose file was not renewed for so long has ended: many times RENEW_S, as the machine may be busy."""
+
+_EXPECTED = "expected a file system whose locks do; use --share I/N, which needs none"
 
 
 class StudyProcess:
@@ -53,22 +56,37 @@ class StudyProcess:
     def require_exclusion(self) -> None:
         """Raise BusyError if another process runs whose lock this process can take, too.
 
-        Takes a few seconds where there is such a lock, whose process may have been killed, otherwise no time.
+        Takes up to 15 seconds where a process was killed on a network file system, otherwise hardly any time.
         """
         with contextlib.ExitStack() as stack:
             taken = {name: renewed for name, renewed in self._others().items() if self._take(name, stack)}
-            if not taken:
-                return
-            time.sleep(_LOOK_S)
-            later = self._others()
-            for name, renewed in taken.items():
-                if later.get(name, renewed) != renewed:
-                    host, process, _ = name.rsplit(".", 2)
-                    raise BusyError(
-                        f"locks in {self._out} do not exclude process {process} on host {host}; expected a file system whose "
-                        "locks do; use --share I/N, which needs none"
-                    )
+            end = time.monotonic() + (0 if self._excludes_here and is_local_file_system(self._folder) else _SILENT_S)
+            while taken and time.monotonic() < end:
+                time.sleep(RENEW_S / 2)
+                for name, renewed in self._others().items():
+                    if taken.get(name, renewed) != renewed:
+                        host, process, _ = name.rsplit(".", 2)
+                        raise BusyError(f"locks in {self._out} do not exclude process {process} on host {host}; {_EXPECTED}")
+            for name in taken:
                 (self._folder / name).unlink(missing_ok=True)  # of a killed process
+
+    def require_proof(self) -> None:
+        """Raise BusyError unless locks exclude all processes, also those that are still to come.
+
+        Proof is a lock that this process cannot take: of a process on another host, or any on a file system of this host alone.
+        """
+        self.require_exclusion()
+        if not self._excludes_here:
+            raise BusyError(f"locks in {self._out} exclude no process; {_EXPECTED}")
+        hosts = {name.rsplit(".", 2)[0] for name in self._excluded}
+        if hosts <= {platform.node()} and not is_local_file_system(self._folder):
+            raise BusyError(f"locks in {self._out} may not exclude other hosts, none of which was seen; {_EXPECTED}")
+
+    @property
+    def _excludes_here(self) -> bool:
+        """Whether a lock excludes at least this process itself, where it opens the file again."""
+        with contextlib.ExitStack() as stack:
+            return not self._take(self._lock.path.name, stack)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
@@ -85,7 +103,7 @@ class StudyProcess:
         return times
 
     def _take(self, name: str, stack: contextlib.ExitStack) -> bool:
-        """Lock another process's file until the stack is closed; False if that process holds it, or has ended."""
+        """Lock a process's file until the stack is closed; False if that process holds it, or has ended."""
         try:
             file = stack.enter_context((self._folder / name).open("rb"))
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

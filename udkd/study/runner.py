@@ -108,7 +108,7 @@ def run_share(studies: Sequence[tuple[StudyPlan, StudyContext]], share: Share) -
         for only in (own, None):
             for arguments, failures in zip(prepared, failed, strict=True):
                 _one_pass(*arguments, failures, only)
-    except BusyError as error:  # of `require_exclusion`
+    except BusyError as error:  # of `require_proof`
         studies[0][1].observer.note(f"warning: {error}; runs of other shares are left to them")
     return [_progress(*arguments, failures) for arguments, failures in zip(prepared, failed, strict=True)]
 
@@ -201,7 +201,10 @@ def _one_pass(
             elsewhere += 1
             continue
         if own is None and context.process is not None:
-            context.process.require_exclusion()
+            if context.share is None:
+                context.process.require_exclusion()
+            else:  # a share that has not begun yet would train the run without asking
+                context.process.require_proof()
         context.observer.note(f"run {number + 1} of {len(plan.trials)}: {trial_label(trial)}")
         try:
             _train(trial, dataset, teacher, run, plan, context)

@@ -5,6 +5,7 @@ writes the result from all runs.
 """
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -82,6 +83,7 @@ class SlurmTask:
         from submitit.helpers import DelayedSubmission
 
         if not self._terminated:  # a second signal would end it without a checkpoint
+            self._terminated = True
             os.kill(self._child, signal.SIGTERM)
         self._wait()
         return DelayedSubmission(SlurmTask(self._command))
@@ -144,7 +146,8 @@ def submit_to_slurm(command: StudyCommand, shares: Sequence[Share], folder: Path
             setup=[_PASS_CPUS],
             additional_parameters={"requeue": True, **settings.options, **after},
         )
-        jobs = executor.submit_array([SlurmTask(task) for task in tasks])
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises, too
+            jobs = executor.submit_array([SlurmTask(task) for task in tasks])
         undo.callback(jobs[0].cancel, check=False)
         return str(jobs[0].job_id).split("_")[0]
 
