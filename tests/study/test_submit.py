@@ -55,25 +55,26 @@ def checkpoints(out: Path) -> dict[str, str]:
 
 
 def test_shares_of_a_study_give_its_table(tmp_path: Path, arguments: Arguments) -> None:
-    study = functools.partial(run, "study", *arguments, "--out")
-    whole = start("study", *arguments, "--out", tmp_path / "whole")
+    arguments = ["study", *arguments, "--seeds", "0", "--out"]
+    study = functools.partial(run, *arguments)
+    whole = start(*arguments, tmp_path / "whole")
     out = tmp_path / "out"
     failed(study(out, "--share", "0/2"), "lacks a cache of grid; expected teacher and caches before --share", "--only prepare")
     early = study(out, "--only", "page")
-    assert (early.code, early.last) == (75, "unfinished: 0 of 4 runs are done; the same command without --only resumes")
+    assert (early.code, early.last) == (75, "unfinished: 0 of 2 runs are done; the same command without --only resumes")
     ready = study(out, "--only", "prepare", "--json")
     assert (ready.code, ready.out, ready.last) == (0, "", "teacher and caches are ready")
     assert not (out / "runs").exists()
-    shares = [start("study", *arguments, "--out", out, "--share", f"{index}/2", "--json") for index in range(2)]
+    shares = [start(*arguments, out, "--share", f"{index}/2", "--json") for index in range(2)]
     ended = [share.finish(120) for share in shares]
     assert [each.code for each in ended] == [0, 0], ended
-    assert sum(each.err.count("validation top-1") for each in ended) == 8, "four runs of two epochs, each once"
+    assert sum(each.err.count("validation top-1") for each in ended) == 4, "two runs of two epochs, each once"
     first = [TRAINED.findall(each.err)[0] for each in ended]
     assert first == ["hard, seed 0", "distilled, seed 0"]
-    assert all(re.fullmatch(r"finished: share ./2: [234] of all 4 runs are done", each.last) for each in ended)
+    assert all(re.fullmatch(r"finished: share ./2: [12] of all 2 runs are done", each.last) for each in ended)
     page = study(out, "--only", "page", "--json")
-    assert (page.code, page.last) == (0, "finished: 4 of 4 runs are done")
-    assert json.loads(page.out)["grid"]["progress"]["finished"] == 4
+    assert (page.code, page.last) == (0, "finished: 2 of 2 runs are done")
+    assert json.loads(page.out)["grid"]["progress"]["finished"] == 2
     assert whole.finish(120).code == 0
     assert checkpoints(out) == checkpoints(tmp_path / "whole")
     assert (out / "grid" / "table.csv").read_bytes() == (tmp_path / "whole" / "grid" / "table.csv").read_bytes()
@@ -311,7 +312,9 @@ def test_a_study_on_slurm_with_relative_paths(
     for job in (first, second):
         assert log(jobs, job).count("stopped at a checkpoint") == 1
         assert len(re.findall("Starting with JobEnvironment", log(jobs, job))) == 2
-    assert "resumed at step" in log(jobs, first) + log(jobs, second)
+    # A task that is requeued leaves its run; whichever task is next goes on with it.
+    resumed = "".join(log(jobs, f"{jobs['shares']}_{index}") for index in range(4)).count("resumed at step")
+    assert resumed == 2
     assert "finished: 4 of 4 runs are done" in log(jobs, jobs["page"])
     assert checkpoints(out) == checkpoints(tmp_path / "whole")
     assert (out / "grid" / "table.csv").read_bytes() == (tmp_path / "whole" / "grid" / "table.csv").read_bytes()
@@ -345,8 +348,8 @@ def test_a_cancelled_task_is_not_requeued(cluster: slurm.Slurm, tmp_path: Path, 
 @pytest.mark.long
 def test_what_slurm_refuses_leaves_no_job(cluster: slurm.Slurm, tmp_path: Path, arguments: Arguments) -> None:
     study = ["study", *arguments, "--out", tmp_path, "--device=cpu", "--submit=slurm"]
-    unknown = run(*study, "--slurm=partition=none", variables=cluster.variables)
-    failed(unknown, "SLURM refused a job", "invalid partition specified: none", "check --slurm")
-    option = run(*study, "--slurm=no-such-option=3", variables=cluster.variables)
-    failed(option, "no-such-option")
+    for option, reason in (("partition=none", "invalid partition specified: none"), ("no-such=3", "no-such")):
+        result = run(*study, f"--slurm={option}", variables=cluster.variables)
+        assert re.fullmatch(rf"error: SLURM refused a job \(.*{reason}.*\); expected .*; check --slurm.*\n", result.err), result
+        assert result.code == 1
     assert cluster.unfinished() == []
