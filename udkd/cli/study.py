@@ -115,7 +115,10 @@ def study_command(
     gpus: Annotated[
         int | None,
         typer.Option(
-            "--gpus", metavar="N", min=0, help="With --submit slurm: GPUs of a job. Default: 1, with --device cpu none."
+            "--gpus",
+            metavar="N",
+            min=0,
+            help="With --submit slurm: GPUs of a job. Default: one per process; with --device cpu none.",
         ),
     ] = None,
     minutes: Annotated[
@@ -135,6 +138,15 @@ def study_command(
             help="With --submit slurm: an option of sbatch, such as partition=gpu. May be repeated.",
         ),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--nproc-per-run",
+            metavar="N",
+            min=1,
+            help="Processes that train each run together, as under torchrun, such as one per GPU. See train.slices.",
+        ),
+    ] = 1,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -174,8 +186,11 @@ def study_command(
     from udkd.study.folder import StudyFolder
     from udkd.study.processes import StudyProcess
     from udkd.study.runner import StudyContext
+    from udkd.training.exchange import require_divisible
     from udkd.utils.environment import choose_device
 
+    for trial in [trial for plan in plans for trial in plan.trials]:
+        require_divisible(trial.recipe.train, len(trial.recipe.students), processes)
     selected = choose_device("cpu" if submit and device == "cuda" else device)  # the machine that submits may lack a GPU
     DatasetFolder.open(data)
     with (
@@ -196,6 +211,7 @@ def study_command(
                     folder=StudyFolder(out=folder, name=plan.name),
                     device=selected,
                     teacher=teacher,
+                    processes=processes,
                     share=own,
                     process=process,
                     observer=observer,
@@ -327,7 +343,10 @@ def _submit(
         everyone = Share.all(len(runs))
         shares = [everyone[index] for index in left]
     settings = SlurmSettings(
-        gpus=gpus if gpus is not None else int(not on_cpu), minutes=minutes, at_once=at_once, options=slurm_options
+        gpus=gpus if gpus is not None else ctx.params["processes"] * (not on_cpu),
+        minutes=minutes,
+        at_once=at_once,
+        options=slurm_options,
     )
     jobs = submit_to_slurm(command, shares, folder, settings)
     results |= jobs | {"logs": str(folder)}

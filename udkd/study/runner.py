@@ -25,6 +25,7 @@ from udkd.teacher.folder import TeacherFolder
 from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
+from udkd.training.with_processes import train_with_processes
 from udkd.utils.errors import BusyError, CacheError, RunError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import SILENT, Observer
@@ -40,12 +41,13 @@ class StudyContext:
     """Folders, device and callbacks of a study. teacher: given by the user, else one is fitted. stopped: polled every step.
 
     share: of the process's own runs, None where it takes any run that is free. process: knows whether locks exclude the other
-    processes; None where there are none.
+    processes; None where there are none. processes: that train each run together.
     """
 
     data: Path
     folder: StudyFolder
     device: torch.device
+    processes: int = 1
     teacher: Path | None = None
     share: Share | None = None
     process: StudyProcess | None = None
@@ -359,4 +361,7 @@ def _train_to_end(
         observer=context.observer,
         stopped=context.stopped,
     )
-    return train(job).finished
+    if context.processes == 1:
+        return train(job).finished
+    train_with_processes(job, context.processes)
+    return is_finished(run, recipe)
