@@ -22,12 +22,12 @@ from udkd.utils.errors import ConfigError, ProcessGroupError
 from udkd.utils.operating_system import available_cores
 from udkd.utils.terminal import DeviceOption, err
 
-EXPECTATION = """The vector of both students has 54.5 MB with 100 classes, and a process sends 2 (W - 1) / W of it, as all_reduce
-does: 54.5 MB for two. On two CPU cores with Gloo the exchange between two processes takes 60 to 150 ms, 1.5 times all_reduce of
-the same vector; packing takes 15 ms a slice and adding 10 ms. A slice of 32 images at 64 px takes 0.6 s on a core, so the
-exchange is 15 to 25 % of a step with one slice a process and 5 to 10 % with four; the efficiency of two processes is 0.75 to
-0.85 with 2 slices and 0.8 to 0.9 with 8, as they also share the memory. Eight slices in one process cost 5 to 10 % over one.
-The model says 93 % for 8 H200 at 64 images each."""
+EXPECTATION = """The vector of both students has 54.5 MB with 100 classes, and a process sends 2 (W - 1) / W of it, as
+all_reduce does: 54.5 MB for two. On two CPU cores with Gloo the exchange between two processes takes 60 to 150 ms, 1.5 times
+all_reduce of the same vector; packing takes 15 ms a slice and adding 10 ms. A slice of 32 images at 64 px takes 0.6 s on a
+core, so the exchange is 15 to 25 % of a step with one slice a process and 5 to 10 % with four; the efficiency of two processes
+is 0.75 to 0.85 with 2 slices and 0.8 to 0.9 with 8, as they also share the memory. Eight slices in one process cost 5 to 10 %
+over one. The model says 93 % for 8 H200 at 64 images each."""
 
 PLAIN = RankJob(processes=1, slices=1, batch=0, px=0, steps=0, device="").name
 
@@ -36,11 +36,11 @@ WIRES = {"within a machine": 250e9, "between machines": 40e9, "25 Gbit Ethernet"
 """Bytes/s of a GPU; the Ethernet of a machine is shared by its 8 GPUs."""
 LATENCY_S, MEMORY_BYTES_PER_S, PASSES = 0.1e-3, 4.8e12, 3
 ASSUMPTIONS = (
-    f"a step takes {1e6 * STEP_IMAGE_S:.1f} us an image and {1e3 * OPTIMIZER_S:.1f} ms (H200, ResNet-18 and MobileNetV2, 224 px, "
-    "bfloat16, compiled: the roofline estimate, not a measurement)",
+    f"a step takes {1e6 * STEP_IMAGE_S:.1f} us an image and {1e3 * OPTIMIZER_S:.1f} ms: H200, ResNet-18 and MobileNetV2, "
+    "224 px, bfloat16, compiled; an estimate, not a measurement",
     "one slice a GPU; no overlap of computation and exchange; data always ready",
-    "NVLink: 250 GB/s a GPU of the 370 that nccl-tests report for large sizes; between machines 40 GB/s a GPU (NDR 400), or one "
-    "25 Gbit Ethernet for 8 GPUs; 0.1 ms latency a level",
+    "NVLink: 250 GB/s a GPU, where nccl-tests reports 370 for large sizes; between machines 40 GB/s a GPU (NDR 400), or one "
+    "25 Gbit Ethernet for 8 GPUs; 0.1 ms latency for each level",
     "machines of 8 GPUs; the sum is taken within each first, and 1/8 of the vector travels between them",
     "3 passes over the vector that read and write it at 4.8 TB/s",
 )
@@ -48,7 +48,8 @@ ASSUMPTIONS = (
 
 def main(
     processes: Annotated[
-        list[int] | None, typer.Option("--processes", min=1, help="Powers of two; repeatable. By default up to the GPUs or cores.")
+        list[int] | None,
+        typer.Option("--processes", min=1, help="Powers of two; repeatable. Default: to the number of GPUs or cores."),
     ] = None,
     slices: Annotated[int, typer.Option("--slices", min=1, help="Measured for every number of processes that divides it.")] = 8,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Images a slice; 0: 128 on a GPU, else 32.")] = 0,
@@ -70,7 +71,13 @@ def main(
     result = BenchmarkResult.begin("ranks", EXPECTATION, dev, options)
     jobs = [
         RankJob(
-            processes=count, slices=each, batch=each * batch, px=px, steps=steps, device=dev.type, settings=tuple(settings or ())
+            processes=count,
+            slices=each,
+            batch=each * batch,
+            px=px,
+            steps=steps,
+            device=dev.type,
+            settings=tuple(settings or ()),
         )
         for count in processes
         for each in sorted({count, slices} if slices % count == 0 else {count})

@@ -93,7 +93,7 @@ def make_step(
 ) -> TimedStep:
     """A step of `recipe` that can be repeated indefinitely over `samples`. A live teacher is untrained, at the same cost.
 
-    targets: of a cached teacher; synthetic ones by default. exchange: with the other processes of torchrun, where there are some.
+    targets: of a cached teacher; synthetic ones by default. exchange: with other processes, where there are some.
     """
     target_source = _target_source(recipe, samples, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)

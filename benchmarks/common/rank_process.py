@@ -29,8 +29,9 @@ from udkd.utils.operating_system import die_with_parent
 from udkd.utils.workers import WorkerGroup
 
 STEP, WITHIN, ADDING, BETWEEN, ALL_REDUCE = "step", "within", "adding", "between", "all_reduce"
-"""What is timed: the complete step; packing the slices of this process and adding them as a tree; the latter alone; the exchange
-between processes; DDP's collective for the same vector."""
+"""What is timed: the complete step; packing the slices of this process and adding them as a tree; adding alone; the exchange
+between processes; and DDP's collective for the same vector.
+"""
 WARM_UP, ROUNDS = 2, 3
 EXCHANGES = 4  # timed per step: they are shorter
 
@@ -40,7 +41,7 @@ _TCP_INFO = 11
 
 @dataclass(frozen=True, kw_only=True)
 class RankJob:
-    """What the processes measure. batch: images of a step, of all processes. settings: of the recipe. steps: per timed round."""
+    """What the processes measure. batch: images of a step, of all processes. settings: of the recipe. steps: timed at once."""
 
     processes: int
     slices: int
@@ -103,9 +104,7 @@ def _repeated(name: str, run: Callable[[], object], count: int) -> Variant:
     return Variant(name, calls, items=count)
 
 
-def _exchange_parts(
-    exchange: Exchange, like: list[Tensor], more: Tensor
-) -> tuple[dict[str, Callable[[], object]], int]:
+def _exchange_parts(exchange: Exchange, like: list[Tensor], more: Tensor) -> tuple[dict[str, Callable[[], object]], int]:
     """The parts of the exchange, each by itself, and the bytes of its vector.
 
     like: tensors shaped as what a slice contributes. more: further numbers of it.
