@@ -64,9 +64,8 @@ class SlicedStep:
         if self._statistics:
             torch._foreach_copy_(self._statistics, tensors[len(self._trained) :])
         self._step.finish(now)
-        means, totals_S, stop = torch.split(more, [means_RN.numel(), exchange.slices, 1])
-        exchange.stop_found.copy_(stop[0])
-        # A slice's total is one of S numbers, the others 0: the mean is divided by S.
+        means, totals_S, wishes_2 = torch.split(more, [means_RN.numel(), exchange.slices, 2])
+        exchange.found_2.copy_(wishes_2)
         batch_size = size * exchange.slices
         metrics.add(step, means.view(means_RN.shape), batch_size, totals_S, self._step.student_indices)
 
@@ -77,10 +76,10 @@ class SlicedStep:
         if self._vectors is None:
             self._trained = [parameter for parameter in self._parameters if parameter.grad is not None]
             like = [*self._trained, *self._statistics]
-            self._vectors = SliceVectors(like, means_RN.numel() + slices + 1, self._exchange)
+            self._vectors = SliceVectors(like, means_RN.numel() + slices + 2, self._exchange)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
         totals_S = torch.zeros(slices, device=total.device)
         totals_S[index] = total
-        self._vectors.add([*gradients, *self._statistics], [means_RN, totals_S, self._exchange.stop_wanted])
+        self._vectors.add([*gradients, *self._statistics], [means_RN, totals_S, self._exchange.wanted_2])
         for parameter in self._parameters:
             parameter.grad = None
