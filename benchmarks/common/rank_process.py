@@ -21,7 +21,6 @@ from torch import Tensor
 from benchmarks.common.harness import CLASSES, canvases, make_step, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
 from udkd.training.exchange import Exchange, SliceVectors
-from udkd.training.metrics import recorded_rows
 from udkd.training.student import make_students
 from udkd.utils.environment import choose_device, set_threads
 from udkd.utils.files import write_json
@@ -83,9 +82,7 @@ def measure(job: RankJob, group: WorkerGroup) -> dict[str, Any]:
             students = make_students(recipe, CLASSES, device)
             buffers = [buffer for student in students for buffer in student.model.buffers() if buffer.is_floating_point()]
             like = [*(parameter for student in students for parameter in student.model.parameters()), *buffers]
-            more = len(recorded_rows(recipe)) * len(students) + job.slices + 1
-            parts, vector_bytes = _exchange_parts(exchange, like, torch.zeros(more, device=device))
-            assert traffic.get("vector", vector_bytes) == vector_bytes, "the timed vector is that of the step"
+            parts = _exchange_parts(exchange, like)
             variants += [_repeated(name, part, EXCHANGES * job.steps) for name, part in parts.items()]
         timed = side_by_side(variants, device, rounds=ROUNDS, warmup=WARM_UP, min_span_s=0.0)  # one call: the same in all
     seconds = {one.name: [each / one.items for each in one.seconds] for one in timed}
@@ -104,23 +101,20 @@ def _repeated(name: str, run: Callable[[], object], count: int) -> Variant:
     return Variant(name, calls, items=count)
 
 
-def _exchange_parts(exchange: Exchange, like: list[Tensor], more: Tensor) -> tuple[dict[str, Callable[[], object]], int]:
-    """The parts of the exchange, each by itself, and the bytes of its vector.
-
-    like: tensors shaped as what a slice contributes. more: further numbers of it.
-    """
+def _exchange_parts(exchange: Exchange, like: list[Tensor]) -> dict[str, Callable[[], object]]:
+    """The parts of the exchange, each by itself. like: shaped as what a slice contributes; the step adds some 20 sums."""
     own, device = len(exchange.own), exchange.device
-    alone = SliceVectors(like, len(more), Exchange(own, device=device))  # the slices of this process, and no other
+    alone = SliceVectors(like, 1, Exchange(own, device=device))  # the slices of this process, and no other
+    one = torch.zeros(1, device=device)
 
     @torch.no_grad()
     def within() -> None:
         for _ in range(own):
-            alone.add(like, [more])
+            alone.add(like, [one])
         alone.mean()
 
-    length = sum(tensor.numel() for tensor in like) + len(more)
-    length += -length % exchange.slices
-    vector, other = torch.zeros(length, device=device), torch.zeros(length, device=device)
+    length = sum(tensor.numel() for tensor in like)
+    vector, other = (torch.zeros(length + -length % exchange.slices, device=device) for _ in range(2))
 
     def adding() -> None:
         for _ in range(own - 1):
@@ -129,7 +123,7 @@ def _exchange_parts(exchange: Exchange, like: list[Tensor], more: Tensor) -> tup
     parts: dict[str, Callable[[], object]] = {WITHIN: within, ADDING: adding}
     if exchange.size > 1:
         parts |= {BETWEEN: lambda: exchange.sum(vector), ALL_REDUCE: lambda: dist.all_reduce(vector)}
-    return parts, vector.nbytes
+    return parts
 
 
 def sent_in_a_step(step: Callable[[], object]) -> dict[str, Any]:
