@@ -54,7 +54,7 @@ def main(
     slices: Annotated[int, typer.Option("--slices", min=1, help="Measured for every number of processes that divides it.")] = 8,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Images a slice; 0: 128 on a GPU, else 32.")] = 0,
     px: Annotated[int, typer.Option("--px", min=0, help="Side of the views; 0: 224 on a GPU, else 64.")] = 0,
-    steps: Annotated[int, typer.Option("--steps", min=0, help="Steps a timed span; 0: 50 on a GPU, else 2.")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=0, help="Steps a timed span; 0: 50 on a GPU, else 1.")] = 0,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key; repeatable.")] = None,
     rounds: RoundsOption = 5,
     device: DeviceOption = "auto",
@@ -63,7 +63,7 @@ def main(
     """Time the two students' step for 1, 2, 4, ... processes of torchrun: with a slice for each, and with a fixed number."""
     dev = choose_device(device)
     gpu = dev.type == "cuda"
-    batch, px, steps = batch or (128 if gpu else 32), px or (224 if gpu else 64), steps or (50 if gpu else 2)
+    batch, px, steps = batch or (128 if gpu else 32), px or (224 if gpu else 64), steps or (50 if gpu else 1)
     processes = sorted({1, *(processes or powers_of_two(torch.cuda.device_count() if gpu else available_cores()))})
     if any(count & (count - 1) for count in processes):
         raise ConfigError(f"--processes {', '.join(map(str, processes))}; expected powers of two, such as 1, 2, 4; change them")

@@ -31,7 +31,7 @@ STEP, WITHIN, ADDING, BETWEEN, ALL_REDUCE = "step", "within", "adding", "between
 """What is timed: the complete step; packing the slices of this process and adding them as a tree; adding alone; the exchange
 between processes; and DDP's collective for the same vector.
 """
-WARM_UP, ROUNDS = 2, 3
+WARM_UP, ROUNDS = 1, 3
 EXCHANGES = 4  # timed per step: they are shorter
 
 _ACKNOWLEDGED = 120  # tcpi_bytes_acked in struct tcp_info of linux/tcp.h
