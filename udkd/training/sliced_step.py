@@ -29,7 +29,8 @@ class SlicedStep:
         self._parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         buffers = [buffer for module in modules for buffer in module.buffers()]
         self._statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
-        self._counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self._buffers = [(same, [torch.empty_like(each) for each in same]) for same in (self._statistics, counters) if same]
         self._trained: list[nn.Parameter] = []  # those that get a gradient
         self._vectors: SliceVectors | None = None
 
@@ -47,13 +48,11 @@ class SlicedStep:
         exchange = self._exchange
         now = self._step.begin(step, schedule)
         size = len(batch.labels) // len(exchange.own)
-        buffers = [*self._statistics, *self._counters]
-        before = [buffer.clone() for buffer in buffers]
+        for buffers, before in self._buffers:
+            torch._foreach_copy_(before, buffers)
         for turn, index in enumerate(exchange.own):
-            if turn:
-                with torch.no_grad():
-                    for buffer, kept in zip(buffers, before, strict=True):
-                        buffer.copy_(kept)
+            for buffers, before in self._buffers if turn else ():
+                torch._foreach_copy_(buffers, before)
             part = batch.rows(slice(turn * size, (turn + 1) * size))
             means_RN, total = self._step.backward(part, schedule, now, metrics, index)
             self._add(index, means_RN, total)
