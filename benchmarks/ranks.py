@@ -88,10 +88,11 @@ def main(
             job = jobs[(round_index + offset) % len(jobs)]
             measured[job].append(run(job))
             err.print(f"{job.name}: {1e3 * statistics.median(measured[job][-1]['seconds'][STEP]):.0f} ms a step")
-    add_rows(result, measured)
-    vector_bytes = max([each[0].get("vector", 0) for each in measured.values()])
-    result.facts["model, not measured"] = model(vector_bytes or 54.5e6)
-    result.write(results)
+        result.rows = []
+        add_rows(result, measured)
+        vector_bytes = max(each[0].get("vector", 0) for each in measured.values())
+        result.facts["model, not measured"] = model(vector_bytes or 54.5e6)
+        result.write(results)
     draw(results, f"ranks-{result.slug}", lambda figure, palette: _plot(result, figure, palette))
 
 
