@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tests.factories import small_recipe
 from tests.observers import StopAfter
 from tests.training.runs import checkpoint_hash, checkpoint_tensors, metrics_without_time
+from tests.training.small_networks import network, students
 from udkd.data.batch import Batch
 from udkd.data.dataset import DatasetFolder
-from udkd.models.build import KeyedDropout
 from udkd.teacher.folder import TeacherFolder
 from udkd.training import build_step as build_step_module
 from udkd.training.exchange import Exchange
@@ -23,19 +23,19 @@ from udkd.training.metrics import TrainMetrics
 from udkd.training.schedule import EpochSchedule
 from udkd.training.setup import TrainJob
 from udkd.training.step import TrainStep
-from udkd.training.student import Student
+from udkd.training.student import Student, make_students
 from udkd.training.trainer import train
 
 CPU = torch.device("cpu")
 LONG = pytest.mark.long
 DATASET_IMAGES = {"per_class": 12, "val_per_class": 3}
 STEPS = 3  # in an epoch: 48 images in batches of 16
-NETS = "students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='shufflenet_v2_x0_5', lr=0.05}]"
-"""One with dropout, one with batch norm, both fast."""
 
-SLICED = (NETS, "train.batch_size=16", "train.slices=4", "train.epochs=1")
+
+SLICED = (students(), "teacher.views=2", "train.batch_size=16", "train.slices=4", "train.epochs=1")
+DROPOUT = f"students=[{network('dropped')}]"
 CACHE_SETTINGS = ("teacher.views=2",)
-LIVE = ('teacher.source="live"', "teacher.views=2")
+LIVE = ('teacher.source="live"',)
 
 
 class Reference:
@@ -47,7 +47,7 @@ class Reference:
     restores = True
 
     def __init__(self, step: TrainStep, exchange: Exchange) -> None:
-        self._step, self._slices = step, exchange.slices
+        self._step, self._slices, self._exchange = step, exchange.slices, exchange
         self.teacher, self.mutable_state = step.teacher, step.mutable_state
 
     def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
@@ -75,6 +75,7 @@ class Reference:
                 parameter.grad = _mean([value for value in each if value is not None])
         self._set(buffers, [_mean(each) if each[0].is_floating_point() else each[0] for each in zip(*after, strict=True)])
         self._step.finish(now)
+        self._exchange.stop_found.copy_(self._exchange.stop_wanted)
         metrics.add(step, _mean(means), len(batch.labels), torch.stack(totals), self._step.student_indices)
 
     @torch.no_grad()
@@ -88,7 +89,8 @@ class WithoutRestoring(Reference):
 
 
 def _mean(values: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([value.double() for value in values]).mean(0).to(values[0].dtype)
+    """In the layout of the first one: fused optimizers read memory in its order."""
+    return torch.empty_like(values[0]).copy_(torch.stack([value.double() for value in values]).mean(0))
 
 
 Runs = Callable[..., Path]
@@ -110,50 +112,47 @@ def trained(
     return run
 
 
-def _close(one: Path, other: Path, rtol: float = 2e-4, atol: float = 2e-6) -> None:
-    """The same checkpoints and rows, to rounding."""
+def _close(one: Path, other: Path, tolerance: float = 1e-4) -> None:
+    """The same checkpoints and rows, to rounding: within a fraction of each tensor's largest number."""
     expected, found = checkpoint_tensors(other), checkpoint_tensors(one)
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+        difference, largest = (float(each.abs().max()) for each in (value - expected[name], expected[name]))
+        assert difference <= tolerance * largest, f"{name}: {difference} of {largest}"
     for row, wanted in zip(metrics_without_time(one), metrics_without_time(other), strict=True):
         for part, values in row["train"].items():  # type: ignore[attr-defined]
-            assert values == pytest.approx(wanted["train"][part], rel=1e-4, abs=1e-6, nan_ok=False), part  # type: ignore[index]
-
-
-BOTH = "{{architecture='squeezenet1_1', lr=0.01, {0}}}, {{architecture='shufflenet_v2_x0_5', lr=0.05, {0}}}"
+            started = [value for value in values if value is not None]
+            expected_values = [value for value in wanted["train"][part] if value is not None]  # type: ignore[index]
+            assert started == pytest.approx(expected_values, rel=1e-4, abs=1e-6), part
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         pytest.param((), id="plain"),
-        pytest.param(("train.slices=8", "train.epochs=2"), id="slices of two"),
+        pytest.param(("train.slices=8", "train.epochs=2"), id="slices of two", marks=LONG),
         pytest.param(("train.accumulate=2",), id="accumulate"),
-        pytest.param(("views.mixup=0.8", "views.cutmix=1.0", "views.policy='rand_augment'", *LIVE), id="mixing"),
-        pytest.param(("train.ema_decay=0.9",), id="ema"),
-        pytest.param((f"students=[{BOTH.format('clip_norm=0.05')}]",), id="clip_norm"),
-        pytest.param((f"students=[{BOTH.format('optimizer=\"AdamW\", lr=0.001')}]".replace("lr=0.05, ", "").replace("lr=0.01, ", ""),), id="adamw"),
+        pytest.param(
+            ("views.jitter='uint8'", "views.mixup=0.8", "views.cutmix=1.0", "views.policy='rand_augment'", *LIVE), id="mixing"
+        ),
+        pytest.param(("train.ema_decay=0.9",), id="ema", marks=LONG),
+        pytest.param((students(*["lr=0.05, clip_norm=0.05"] * 2),), id="clip_norm"),
+        pytest.param(
+            (students("lr=0.001, optimizer='AdamW'", "lr=0.001, optimizer='RMSprop'"), "train.lr_base_batch_size=160"),
+            id="optimizers",
+        ),
         pytest.param(("train.precision=float16",), id="float16"),
-        pytest.param(("train.precision=bfloat16",), id="bfloat16"),
-        pytest.param(
-            ("students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='shufflenet_v2_x0_5', lr=0.05, "
-             "frozen=['conv1.*', 'stage2.*']}]",),
-            id="frozen layers and norms",
-        ),
-        pytest.param(
-            ("students=[{architecture='squeezenet1_1', lr=0.01}, {architecture='shufflenet_v2_x0_5', lr=0.05, start_epoch=1}]",
-             "train.epochs=2"),
-            id="start_epoch",
-        ),
-        pytest.param(("train.channels_last=false",), id="channels_first"),
-        pytest.param(("train.input=resident",), id="resident"),
-        pytest.param(("train.progressive_px=24", "train.epochs=2"), id="progressive"),
+        pytest.param(("train.precision=bfloat16",), id="bfloat16", marks=LONG),
+        pytest.param((students("lr=0.05", "lr=0.05, frozen=['blocks.0.*', 'fc.bias']"),), id="frozen layers and norms"),
+        pytest.param((students("lr=0.05", "lr=0.05, start_epoch=1"), "train.epochs=2"), id="start_epoch"),
+        pytest.param(("train.channels_last=false",), id="channels_first", marks=LONG),
+        pytest.param(("train.input=resident",), id="resident", marks=LONG),
+        pytest.param(("train.progressive_px=24", "teacher.views=eval", "train.epochs=2", *LIVE), id="progressive"),
         pytest.param(("loss.method=dkd",), id="dkd"),
         pytest.param(("loss.method=fitnets", *LIVE), id="fitnets"),
-        pytest.param(("loss.method=attention", *LIVE), id="attention"),
-        pytest.param(("loss.method=reviewkd", "methods.reviewkd.stages=2", *LIVE), id="reviewkd"),
-        pytest.param(("loss.schedules.beta={kind='linear', to=0.1}",), id="a schedule"),
+        pytest.param(("loss.method=attention", "methods.attention.stages=3", *LIVE), id="attention", marks=LONG),
+        pytest.param(("loss.method=reviewkd", "methods.reviewkd.stages=2", *LIVE), id="reviewkd", marks=LONG),
+        pytest.param(("loss.schedules.beta={kind='linear', to=0.1, until=1.0}",), id="a schedule", marks=LONG),
     ],
 )
 def test_a_run_has_the_means_over_its_slices(trained: Runs, settings: tuple[str, ...]) -> None:
@@ -165,73 +164,61 @@ def test_a_run_has_the_means_over_its_slices(trained: Runs, settings: tuple[str,
 
 def test_the_comparison_finds_statistics_that_are_not_restored(trained: Runs) -> None:
     """The control of the test above."""
-    with pytest.raises(AssertionError, match="num_batches_tracked|running"):
+    with pytest.raises(AssertionError, match=r"\.1\.blocks"):
         _close(trained("sliced"), trained("other", step=WithoutRestoring))
 
 
-def test_counters_and_rows_count_steps_and_images(trained: Runs, dataset: DatasetFolder) -> None:
+def test_batch_norm_counts_steps_not_slices(trained: Runs) -> None:
     tensors = checkpoint_tensors(trained("run"))
     counts = [value for name, value in tensors.items() if name.endswith("num_batches_tracked")]
     assert counts
     assert {int(value) for value in counts} == {STEPS}
 
 
-@pytest.mark.parametrize("slices", [2, 8])
+@pytest.mark.parametrize("slices", [2, pytest.param(8, marks=LONG)])
 def test_dropout_is_that_of_the_whole_batch(trained: Runs, slices: int) -> None:
     """Without batch norm a sliced step is the step of the batch; only with the batch's masks."""
-    nets = "students=[{architecture='squeezenet1_1', lr=0.05, momentum=0.0}, {architecture='squeezenet1_0', lr=0.02}]"
-    whole = trained("whole", nets, "train.slices=1")
-    _close(trained("sliced", nets, f"train.slices={slices}"), whole, rtol=2e-3, atol=2e-5)
+    whole = trained("whole", DROPOUT, "train.slices=1")
+    _close(trained("sliced", DROPOUT, f"train.slices={slices}"), whole)
 
 
 def test_other_masks_are_found(trained: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above."""
-    nets = "students=[{architecture='squeezenet1_1', lr=0.05, momentum=0.0}, {architecture='squeezenet1_0', lr=0.02}]"
-    whole = trained("whole", nets, "train.slices=1")
+    whole = trained("whole", DROPOUT, "train.slices=1")
     monkeypatch.setattr(Student, "set_part", lambda self, part: None)
     with pytest.raises(AssertionError):
-        _close(trained("sliced", nets, "train.slices=2"), whole, rtol=2e-3, atol=2e-5)
+        _close(trained("sliced", DROPOUT, "train.slices=2"), whole)
 
 
 def test_a_parameter_without_gradient_stays(trained: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network may have weights that its output does not depend on: they get no gradient, not one of 0 that decays them."""
-    original = build_step_module.TrainStep.__post_init__ if hasattr(build_step_module.TrainStep, "__post_init__") else None
-    assert original is None
+    real, name = TrainStep.backward, "blocks.0.0.weight"
 
-    class Unused(build_step_module.TrainStep):
-        def begin(self, *arguments: object) -> object:
-            for student in self.students:
-                last = list(student.model.parameters())[0]
-                last.requires_grad_(True)
-            return super().begin(*arguments)  # type: ignore[arg-type]
+    def without_first(self: TrainStep, *arguments: object) -> object:
+        result = real(self, *arguments)  # type: ignore[arg-type]
+        self.students[0].model.get_parameter(name).grad = None
+        return result
 
-        def backward(self, *arguments: object) -> object:
-            result = super().backward(*arguments)  # type: ignore[arg-type]
-            next(self.students[0].model.parameters()).grad = None
-            return result
-
-    monkeypatch.setattr(build_step_module, "TrainStep", Unused)
-    run = trained("run")
-    name = "features.0.weight"
-    initial = small_weights(name)
-    assert torch.equal(checkpoint_tensors(run)[f"student.0.{name}"], initial)
+    monkeypatch.setattr(TrainStep, "backward", without_first)
+    initial = make_students(small_recipe(*SLICED), 4, CPU)[0].model.get_parameter(name)
+    trained_tensors = checkpoint_tensors(trained("run"))
+    assert torch.equal(trained_tensors[f"student.0.{name}"], initial)
+    assert not trained_tensors[f"momentum.0.{name}"].any()
+    _close(trained("sliced"), trained("reference", step=Reference))
 
 
-def small_weights(name: str) -> Tensor:
-    from udkd.training.student import make_students
-
-    model: nn.Module = make_students(small_recipe(*SLICED), 4, CPU)[0].model
-    return model.state_dict()[name]
-
-
-@pytest.mark.parametrize("more", [(), ("train.input=resident",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("train.input=resident",), marks=LONG)])
 def test_cached_equals_live_and_stopped_equals_uninterrupted(
     tmp_path: Path, dataset: DatasetFolder, teacher: TeacherFolder, cache: Path, more: tuple[str, ...]
 ) -> None:
     """Bit for bit, also where the teacher's blocks are larger than a slice, or have another size."""
     hashes = []
     settings = (*SLICED, "train.epochs=2", "teacher.views=2", *more)
-    for name, source in (("cached", ()), ("live", ('teacher.source="live"',)), ("blocks", ('teacher.source="live"', "teacher.batch_size=3"))):
+    for name, source in (
+        ("cached", ()),
+        ("live", ('teacher.source="live"',)),
+        ("blocks", ('teacher.source="live"', "teacher.batch_size=3")),
+    ):
         given = {"teacher": teacher.path} if source else {"cache": cache}
         recipe = small_recipe(*settings, *source)
         stop = StopAfter(STEPS + 1, 16)
@@ -243,9 +230,7 @@ def test_cached_equals_live_and_stopped_equals_uninterrupted(
     assert hashes[0] == hashes[1] == hashes[2]
 
 
-def test_dropout_layers_are_there() -> None:
-    from udkd.training.student import make_students
-
-    students = make_students(small_recipe(*SLICED), 4, CPU)
-    assert any(isinstance(module, KeyedDropout) for module in students[0].model.modules())
-    assert any(isinstance(module, nn.BatchNorm2d) for module in students[1].model.modules())
+def test_the_networks_have_what_is_tested() -> None:
+    made = make_students(small_recipe(*SLICED), 4, CPU)
+    assert made[0].dropout_layers
+    assert any(isinstance(module, nn.BatchNorm2d) for module in made[1].model.modules())
