@@ -196,6 +196,48 @@ def derive(
         derive_formats(dataset, names, workers=workers or available_cores(), observer=observer)
 
 
+@app.command("stage", example="udkd data stage /shared/imagenet /local/imagenet")
+def stage(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A dataset folder, or the address of one, such as s3://bucket/imagenet.")
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to copy it to, on a disk of this machine.")],
+    formats: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMATS",
+            help=f"Comma-separated formats to derive from the shards: {FORMAT_NAMES}; or `none`, or `auto` as in convert.",
+        ),
+    ] = "none",
+    workers: WorkersOption = 0,
+) -> None:
+    """Copy a dataset folder to a disk near the node; every byte is checked.
+
+    After an interruption, the same command resumes. Of several processes with one FOLDER, one works and the others wait.
+    """
+    from udkd.data_prep.formats import parse_formats
+    from udkd.data_prep.sources.address import location_of, require_path
+    from udkd.data_prep.stage import stage as stage_folder
+
+    folder = require_path(folder)
+    with observed() as observer:
+        staged = stage_folder(
+            location_of(source),
+            folder,
+            formats=parse_formats(formats),
+            workers=workers or available_cores(),
+            observer=observer,
+        )
+    if staged is None:
+        _print(f"{folder} is complete: there is nothing to do")
+        return
+    copied, kept = staged.copied_bytes / 1e6, staged.kept_bytes / 1e6
+    parts = [f"copied {copied:,.1f} MB in {staged.seconds:,.1f} s ({copied / staged.seconds:,.0f} MB/s)"] if copied else []
+    parts += [f"{kept:,.1f} MB were there already"] if kept else []
+    parts += [f"derived {', '.join(staged.formats)}"] if staged.formats else []
+    _print(f"{folder}: {'; '.join(parts)}")
+
+
 @app.command("info", example="udkd data info data")
 def info(folder: FolderArgument, as_json: JsonOption = False) -> None:
     """Show what a dataset folder holds: images, sizes, formats, fixes."""

@@ -175,7 +175,7 @@ def convert_datasets(
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FolderLock(folder, ITEMS_LOCK_NAME), _name_folder(folder):
+        with FolderLock(folder, ITEMS_LOCK_NAME), name_folder(folder):
             try:
                 return _convert([source], folder, settings, observer)
             finally:
@@ -209,7 +209,7 @@ def _convert(opened: Sequence[Source], folder: Path, settings: ConvertSettings, 
         observer.note(line)
     check_room(formats, dataset_size, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder), _name_folder(folder):
+    with FolderLock(folder), name_folder(folder):
         if _check_target(folder, settings):  # another process finished it in the meantime
             return _finished_already(folder, listing, settings, observer)
         if settings.overwrite and not _is_resumed(folder, settings):
@@ -241,7 +241,7 @@ def _convert(opened: Sequence[Source], folder: Path, settings: ConvertSettings, 
 
 
 @contextlib.contextmanager
-def _name_folder(folder: Path) -> Iterator[None]:
+def name_folder(folder: Path) -> Iterator[None]:
     """Add the folder's name to an OSError without a file name, such as that of a write to an open file."""
     try:
         yield

@@ -93,15 +93,23 @@ def report_problems(dataset: DatasetFolder) -> Iterator[str]:
     path = dataset.path / FILE_NAME
     try:
         data = read_regular(path)
+    except (OSError, ValueError):
+        data = b""
+    yield from report_faults(data, path, dataset.digest)
+
+
+def report_faults(data: bytes, path: object, digest: str) -> Iterator[str]:
+    """Yield a line if these bytes are not the report of the dataset with this digest. path: of the file, for the line."""
+    try:
         report = parse_json(data)
         checksum = report.pop("sha256")
-    except (OSError, ValueError, AttributeError, KeyError):
+    except (ValueError, AttributeError, KeyError):
         yield f"{path} is missing or damaged; expected the conversion's report; restore it or convert again"
         return
     if checksum != _checksum(report) or data != json_bytes(report | {"sha256": checksum}):
         yield f"{path} does not match its own checksum; expected it to; restore it or convert again"
-    elif report.get("dataset_digest") != dataset.digest:
-        yield f"{path} is the report of another conversion; expected digest {dataset.digest[:16]}…; restore it or convert again"
+    elif report.get("dataset_digest") != digest:
+        yield f"{path} is the report of another conversion; expected digest {digest[:16]}…; restore it or convert again"
 
 
 def _checksum(report: Mapping[str, object]) -> str:

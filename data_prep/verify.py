@@ -10,7 +10,7 @@ import numpy as np
 from udkd.data.dataset import DatasetFolder, Split
 from udkd.data.derived import DERIVED, unfinished_files
 from udkd.data.header import FILE_NAME as HEADER_NAME
-from udkd.data.header import read_header
+from udkd.data.header import Header, read_header
 from udkd.data.shards import ShardPacker, read_sample, shard_name
 from udkd.data_prep.formats import WRITERS
 from udkd.data_prep.report import report_problems
@@ -45,6 +45,11 @@ def _header_problems(dataset: DatasetFolder) -> Iterator[str]:
     header = read_header(dataset.path)
     if path.read_bytes() != json_bytes(header.model_dump(mode="json")):
         yield f"{path} was changed after udkd data convert wrote it; expected the original bytes; restore it"
+    yield from excluded_faults(header, dataset, path)
+
+
+def excluded_faults(header: Header, dataset: DatasetFolder, path: object) -> Iterator[str]:
+    """Yield a line for each split whose count of excluded samples is not the manifest's. path: of dataset.json."""
     for name, part in header.splits.items():
         excluded = int(dataset.splits[name].excluded.sum())
         if part.excluded != excluded:
@@ -69,14 +74,23 @@ def _unfinished(split: Split, name: str) -> Iterator[str]:
         )
 
 
-def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
-    numbers = np.unique(split.shard[split.ids])
-    expected = {f"{shard_name(number)}{ending}" for number in numbers.tolist() for ending in (".tar", ".idx")}
+def extra_files(split: Split) -> list[Path]:
+    """The files in a split's folder that are named like shards and belong to no sample."""
+    expected = {f"{shard_name(number)}{ending}" for number in shard_numbers(split) for ending in (".tar", ".idx")}
     derived = {path for files in DERIVED.values() for pattern in files.data for path in split.path.glob(pattern)}
     derived |= {path for name in DERIVED for path in unfinished_files(split.path, name)}
-    extra = {path.name for path in set(split.path.glob("samples-*")) - derived} - expected
-    yield from (f"{split.path / name} belongs to no sample; expected only the manifest's shards" for name in sorted(extra))
-    for number in numbers.tolist():
+    return sorted(path for path in set(split.path.glob("samples-*")) - derived if path.name not in expected)
+
+
+def shard_numbers(split: Split) -> list[int]:
+    """The numbers of a split's shards, ascending."""
+    numbers: list[int] = np.unique(split.shard[split.ids]).tolist()
+    return numbers
+
+
+def _shard_problems(split: Split, observer: Observer) -> Iterator[str]:
+    yield from (f"{path} belongs to no sample; expected only the manifest's shards" for path in extra_files(split))
+    for number in shard_numbers(split):
         ids = np.flatnonzero((split.shard == number) & ~split.excluded)
         path = split.path / f"{shard_name(number)}.tar"
         if (np.diff(split.offset[ids]) < split.size[ids[:-1]]).any():

@@ -24,7 +24,9 @@ __all__ = [
     "default_formats",
     "derive_formats",
     "discard_formats",
+    "format_bytes",
     "parse_formats",
+    "require_free",
     "size_texts",
 ]
 
@@ -73,14 +75,24 @@ def check_room(names: Iterable[str], dataset_size: DatasetSize, folder: Path, *,
     freed_bytes: bytes that will be freed before the formats are written.
     """
     sizes = _known_sizes(names, dataset_size)
-    need = sum(sizes.values())
+    what = f"the {next(iter(sizes))} format takes" if len(sizes) == 1 else f"the formats {', '.join(sizes)} take"
+    remedy = "free some or choose other --formats (none for the shards alone)"
+    require_free(what, sum(sizes.values()), folder, remedy, freed_bytes=freed_bytes)
+
+
+def format_bytes(names: Iterable[str], dataset_size: DatasetSize) -> int:
+    """The size of formats together, in bytes. Formats of unknown size are left out."""
+    return sum(_known_sizes(names, dataset_size).values())
+
+
+def require_free(what: str, need_bytes: int, folder: Path, remedy: str, *, freed_bytes: int = 0) -> None:
+    """Raise DataError if the disk of `folder`, which need not exist yet, has too little free space. what: takes the bytes."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free + freed_bytes
-    if need > free:
-        what = f"the {next(iter(sizes))} format takes" if len(sizes) == 1 else f"the formats {', '.join(sizes)} take"
+    if need_bytes > free:
         raise DataError(
-            f"{what} {need / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
-            "expected enough free space; free some or choose other --formats (none for the shards alone)"
+            f"{what} {need_bytes / 1e9:,.2f} GB, the disk of {folder} has {free / 1e9:,.2f} GB free; "
+            f"expected enough free space; {remedy}"
         )
 
 

@@ -46,13 +46,14 @@ class DecodeJob:
                 jpeg = sample.read(task.folder)
                 row = decode_canvas(jpeg, self.side, height=sample.height, width=sample.width, what=sample.what).tobytes()
                 checksums[n] = zlib.crc32(row)
-                _write_all(descriptor, memoryview(row), task.start + sample.sample_id * row_bytes)
+                write_all(descriptor, memoryview(row), task.start + sample.sample_id * row_bytes)
         finally:
             os.close(descriptor)
         return checksums
 
 
-def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+def write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all bytes at a position of an open file; pwrite may write fewer."""
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written

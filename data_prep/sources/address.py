@@ -43,6 +43,11 @@ class Address:
         """The file's name."""
         return self.parts[-1]
 
+    def __truediv__(self, name: str) -> "Address":
+        """The address of a file in this folder. What follows a `?`, such as a signature, stays at the end."""
+        path = re.split(r"[?#]", self.url, maxsplit=1)[0] if self.scheme in HTTP else self.url
+        return Address(f"{path.rstrip('/')}/{name}{self.url[len(path) :]}")
+
     def __str__(self) -> str:
         query = "?…" if self.scheme in HTTP and "?" in self.url else ""
         return f"{self.scheme}://{'/'.join(self.parts)}{query}"

@@ -164,6 +164,8 @@ class ByteReader:
             self._block = memoryview(self._last[-back:] + bytes(self._block))
             self._last, self._position = self._last[:-back], position
             return
+        if self._blocks is None:
+            self._fill()  # the first block tells whether it can jump
         stored = self._stream.size
         if -back > JUMP and self._jumps and (stored is None or position < stored):  # servers refuse to begin beyond the end
             self._start(position)

@@ -21,6 +21,7 @@ from torchvision.models._api import register_model
 
 from benchmarks.common.harness import canvases, make_step, paper_recipe
 from tests.fake_cuda.build import MISTAKE, build
+from udkd.utils.environment import deterministic
 
 STEPS = 4  # per epoch
 COUNTS = ("launches", "captured", "replays", "graphs", "waits", "from_host", "to_host")
@@ -63,12 +64,13 @@ def main(recipes: dict[str, list[str]], px: int, batch: int) -> None:
         before = counts()
         recipe = paper_recipe(device, 'train.compile="off"', *settings, px=px, batch=batch)
         samples = canvases(STEPS * recipe.train.batch_size, px * 8 // 7, device)
-        step = make_step(recipe, samples, device, architecture="squeezenet1_1")
-        for _ in range(STEPS):
-            step.run()
-        first, before = counts_since(before), counts()
-        for _ in range(STEPS):
-            step.run()
+        with deterministic(recipe.train.deterministic):
+            step = make_step(recipe, samples, device, architecture="squeezenet1_1")
+            for _ in range(STEPS):
+                step.run()
+            first, before = counts_since(before), counts()
+            for _ in range(STEPS):
+                step.run()
         print(json.dumps({"name": name, "first": first, "second": counts_since(before)}), flush=True)
 
 

@@ -40,6 +40,7 @@ VARIANTS: dict[str, list[str]] = {
     "loss schedule": ['loss.schedules.beta.kind="linear"', "loss.schedules.beta.to=0.1"],
     "channels first": ["train.channels_last=false"],
     "float32": ['train.precision="float32"'],
+    "slices, deterministic": ["train.slices=4", "train.deterministic=true"],
     "strong views": [*STRONG, 'train.precision="float16"', "train.accumulate=2"],
     "fused loss": ['train.loss_impl="fused"'],
     "resident": ["train.cuda_graph=false"],

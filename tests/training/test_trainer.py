@@ -347,7 +347,21 @@ def test_resume_refuses_another_recipe(tmp_path: Path, dataset: DatasetFolder, c
     with pytest.raises(RunError, match="already holds a run"):
         train(TrainJob(recipe=small_recipe(), **job))
     with pytest.raises(RunError, match="is not a run"):
-        train(TrainJob(recipe=small_recipe(), **(job | {"out": tmp_path / "none", "resume": True})))
+        train(TrainJob(recipe=small_recipe(), **(job | {"out": tmp_path / "none", "resume": True, "extend": 9})))
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["no folder", "empty folder"])
+def test_resume_begins_where_there_is_no_run(
+    tmp_path: Path, dataset: DatasetFolder, cache: Path, uninterrupted_run: Path, made: bool
+) -> None:
+    """One command line serves a first start and a restart."""
+    out, notes = tmp_path / "run", Notes()
+    if made:
+        out.mkdir()
+    job = TrainJob(recipe=small_recipe(), data=dataset.path, out=out, device=CPU, cache=cache, resume=True, observer=notes)
+    assert train(job).finished
+    assert any("no run" in line and "it begins" in line for line in notes.lines)
+    assert checkpoint_hash(out) == checkpoint_hash(uninterrupted_run)
 
 
 def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:

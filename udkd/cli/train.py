@@ -63,10 +63,12 @@ def train_command(
     with group.reports_once():
         settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
         loaded = load_recipe(recipe, settings)  # before the imports that take seconds: a wrong key is reported at once
+        from udkd.training.exchange import require_divisible
         from udkd.training.make_targets import with_targets
         from udkd.training.trainer import TrainJob, train
         from udkd.utils.environment import choose_device
 
+        require_divisible(loaded.train, len(loaded.students), group.size)
         with observed() as observer:
             job = TrainJob(
                 recipe=loaded,

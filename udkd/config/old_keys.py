@@ -74,6 +74,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "train": {
         "accumulate": 1,
         "slices": 1,
+        "parallel": "slices",
         "deterministic": False,
         "loggers": [],
         "checkpoint_minutes": 0.0,

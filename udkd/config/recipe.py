@@ -233,13 +233,34 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_accumulate(self) -> Self:
+    def _check_parts(self) -> Self:
         method = self.loss.method
-        if self.train.accumulate > 1 and method != "none" and METHODS[method].compares_samples:
-            raise ValueError(
-                f"train.accumulate is {self.train.accumulate} and loss.method {method} compares the samples of a batch; "
-                "expected the whole batch at once; set train.accumulate to 1"
-            )
+        for key in ("accumulate", "slices"):
+            if (parts := getattr(self.train, key)) > 1 and method != "none" and METHODS[method].compares_samples:
+                raise ValueError(
+                    f"train.{key} is {parts} and loss.method {method} compares the samples of a batch; "
+                    f"expected the whole batch at once; set train.{key} to 1"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parallel(self) -> Self:
+        if self.train.parallel == "students":
+            for name, value, wanted in (
+                ("train.slices", self.train.slices, 1),
+                ("train.compile", self.train.compile, "off"),
+                ("loss.method", self.loss.method, "none"),
+            ):
+                if value != wanted:
+                    raise ValueError(
+                        f"train.parallel is students and {name} is {value}; expected {wanted}, as only logits travel between "
+                        "the processes; change it, or set train.parallel to slices"
+                    )
+            if any(student.start_epoch for student in self.students):
+                raise ValueError(
+                    "train.parallel is students and a student has a start_epoch; expected all to train from the start; set it "
+                    "to 0, or train.parallel to slices"
+                )
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ from udkd.utils.options import (
 
 LrSchedule = Literal["cosine", "constant", "linear", "step", "wsd"]
 Precision = Literal["float32", "bfloat16", "float16"]
+Parallel = Literal["slices", "students"]
 _STEP_GAMMA = 0.1
 
 
@@ -464,6 +465,10 @@ class TrainSection(Section):
         le=1024,
         description="equal slices of a batch, a power of two, that up to as many processes share under torchrun, with the same "
         "bits for any number of them; each slice has its own batch norm statistics",
+    )
+    parallel: Parallel = Field(
+        default="slices",
+        description="what the processes of torchrun share: slices of every batch; students: each trains one, on whole batches",
     )
     deterministic: bool = Field(
         default=False, description="on a GPU: only kernels whose sums have a fixed order, which are slower"

@@ -131,10 +131,14 @@ class DatasetFolder:
         return DatasetFolder.load(path, read_header(path))
 
     @staticmethod
-    def load(path: Path, header: Header) -> "DatasetFolder":
-        """Open a folder with this header; the converter calls it before dataset.json exists. Errors: see `open`."""
+    def load(path: Path, header: Header, *, before_shards: bool = False) -> "DatasetFolder":
+        """Open a folder with this header, before dataset.json exists. Errors: see `open`.
+
+        before_shards: the shards may be missing, too; they are copied later.
+        """
         for folder, part in header.splits.items():
-            _check_counts(path / folder, part, header.side)
+            if not before_shards:
+                _check_counts(path / folder, part, header.side)
         columns: dict[str, Columns] = {
             name: read_manifest(
                 path / name / FILE_NAME, samples=part.samples, size_bytes=part.manifest_bytes, sha256=part.manifest_sha256

@@ -22,7 +22,7 @@ FILE_NAME = "dataset.json"
 Fit = Literal["pad", "squash"]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 MAX_CLASSES = 1_000_000
-_MAX_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
+MAX_BYTES = 1 << 28  # of dataset.json; a class takes about a hundred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +101,19 @@ def read_header(folder: Path) -> Header:
         )
     if not path.is_file():
         raise DataError(
-            f"{folder} holds no dataset.json (another folder, or an unfinished conversion); "
-            "expected a dataset folder; run udkd data convert (again)"
+            f"{folder} holds no dataset.json (another folder, or an unfinished conversion or copy); "
+            "expected a dataset folder; run udkd data convert or stage (again)"
         )
     try:
-        data = read_regular(path, _MAX_BYTES)
+        data = read_regular(path, MAX_BYTES)
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read ({error}); expected what udkd data convert wrote; convert again") from None
+    return parse_header(data, path)
+
+
+def parse_header(data: bytes, path: object) -> Header:
+    """The header in the bytes of a dataset.json. path: of the file, for errors; it may be an address. Raises DataError."""
+    try:
         value = parse_json(data)
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); expected what udkd data convert wrote; convert again") from None

@@ -23,7 +23,7 @@ from udkd.training.exchange import Exchange
 from udkd.training.loss_scale import LossScale
 from udkd.training.method_loss import MethodLoss
 from udkd.training.sliced_step import SlicedStep
-from udkd.training.step import ForwardLoss, TrainStep, make_forward_loss
+from udkd.training.step import ForwardLoss, TrainStep, make_forward_loss, make_forward_loss_of_one
 from udkd.training.student import Student
 from udkd.utils.autocast import input_dtype
 from udkd.utils.compile import compiled
@@ -44,23 +44,25 @@ def build_step(
 
     students: those that train, in the recipe's order. connections: one for each of them, where the loss has a method.
     loss_scale: of float16 training, continued; None begins one where the recipe needs it.
-    exchange: where the recipe's batches are sliced, the slices of this process; None for all of them.
+    exchange: what this process computes of a batch; None for all.
     """
     all_train = len(students) == len(recipe.students)
+    apart = exchange if exchange and exchange.by_student else None
     of_students = [NetworkInput(size_px=spec.size_px, preprocessing=student.preprocessing) for student in students]
     of_teacher = teacher.input if isinstance(teacher, LiveTargets) and teacher.shares_views else of_students[0]
     inputs = list(dict.fromkeys([*of_students, of_teacher]))
     indices = [inputs.index(each) for each in of_students]
     step = TrainStep(
-        students=students,
+        students=[students[apart.group.rank]] if apart else students,
         augment=_augment(recipe, spec, inputs, device),
         teacher=teacher,
         teacher_input=inputs.index(of_teacher),
-        forward_loss=_forward_loss(recipe, students, indices, connections, device),
+        forward_loss=_forward_loss(recipe, students, indices, connections, device, apart),
         method=MethodLoss(connections=connections) if connections else None,
         student_indices=None if all_train else torch.tensor([student.index for student in students], device=device),
         parts=recipe.train.accumulate,
         loss_scale=(loss_scale or LossScale(device)) if recipe.train.precision == "float16" else None,
+        exchange=apart,
     )
     if recipe.train.slices == 1:
         return step
@@ -73,12 +75,16 @@ def _forward_loss(
     indices: Sequence[int],
     connections: Sequence[Connection],
     device: torch.device,
+    apart: Exchange | None,
 ) -> ForwardLoss:
     networks: list[Any] = [connection.extractor for connection in connections]
     networks = networks or [FeatureExtractor(student.model, []) for student in students]
     options: dict[str, Any] = {"device_type": device.type, "precision": recipe.train.precision}
     inductor = inductor_options(recipe)
-    if recipe.train.compile == "all" and loss_kind(recipe) == "compiled":
+    if apart:
+        rank = apart.group.rank
+        run = make_forward_loss_of_one(networks[rank], indices[rank], make_loss(recipe, device), apart, **options)
+    elif recipe.train.compile == "all" and loss_kind(recipe) == "compiled":
         run = compiled(make_forward_loss(networks, indices, distill_with(recipe.loss.settings), **options), inductor)
     else:
         if recipe.train.compile == "all":

@@ -1,4 +1,6 @@
-"""Sums over the slices of a batch, in an order that does not depend on the number of processes that compute them.
+"""What the processes of a training run tell each other in a step.
+
+Sums over the slices of a batch have an order that does not depend on the number of processes that compute them.
 
 A batch is cut into S equal slices, S a power of two. Every slice gives one vector, and vectors are added as a binary tree over
 the slices, neighbours first. With W processes, W a power of two that divides S, each owns k = S / W neighbouring slices, whose
@@ -11,6 +13,7 @@ taken within each machine first, and between the machines only a part of the vec
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, final
 
@@ -20,6 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udkd.config.sections import Parallel, TrainSection
 from udkd.utils.errors import ConfigError, ProcessGroupError
 from udkd.utils.workers import SINGLE_PROCESS, WorkerGroup
 
@@ -27,14 +31,26 @@ TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in a step."""
 
 _CPU = torch.device("cpu")
-_STOP_LAG = 8  # on a GPU: steps between a request to stop and the stop, so that no step waits for the device
+_REPLY_STEPS = 8  # on a GPU: steps between a wish and its fulfilment, so that no step waits for the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What any process wants to happen after a step: the run to stop, a checkpoint to be saved."""
+
+    stop: bool
+    save: bool
+
+
+NONE = Wishes(stop=False, save=False)
 
 
 @final
 class Exchange:
-    """The slices that a process owns, and its communication with the others of a training run. Close it after use.
+    """What a process computes of every step, and its communication with the others of a training run. Close it after use.
 
-    stopped: whether this process was asked to stop. Raises ConfigError unless the slices can be divided among the processes.
+    parallel: "slices": each owns some slices of every batch; "students": the process of rank i trains student i.
+    wishes: those of this process, asked before every step.
     """
 
     def __init__(
@@ -42,20 +58,24 @@ class Exchange:
         slices: int = 1,
         group: WorkerGroup = SINGLE_PROCESS,
         device: torch.device = _CPU,
-        stopped: Callable[[], bool] = lambda: False,
+        *,
+        parallel: Parallel = "slices",
+        wishes: Callable[[], Wishes] = lambda: NONE,
     ) -> None:
-        require_divisible(slices, group.size)
         self.slices, self.group, self.device = slices, group, device
-        self._stopped = stopped
+        self.by_student = parallel == "students" and group.size > 1
+        self._wishes = wishes
         self._levels: list[Any] = []
         self._wire = device
         if group.size > 1:
             self._connect()
-        self.stop_wanted = torch.zeros((), device=device)
-        """1 where this process was asked to stop: a step adds it to those of the others."""
-        self.stop_found = torch.zeros((), device=device)
-        """Above 0 where any process was, as of the last step."""
+        self.wanted_2 = torch.zeros(2, device=device)
+        """1 where this process wants a stop, or a checkpoint: a step adds them to those of the others."""
+        self.found_2 = torch.zeros(2, device=device)
+        """Above 0 where any process wants it, as of the last step."""
+        self._last = NONE
         self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+        self._ignored_saves = 0
 
     def _connect(self) -> None:
         """Connect the processes: with NCCL where each has a GPU of its own, else with Gloo, through the host's memory."""
@@ -97,14 +117,23 @@ class Exchange:
         return self.group.size
 
     @property
+    def batch_parts(self) -> int:
+        """How many processes share a batch."""
+        return 1 if self.by_student else self.size
+
+    @property
     def own(self) -> range:
         """The slices that this process owns."""
-        per_process = self.slices // self.size
-        return range(self.group.rank * per_process, (self.group.rank + 1) * per_process)
+        per_process = self.slices // self.batch_parts
+        first = 0 if self.by_student else self.group.rank * per_process
+        return range(first, first + per_process)
 
     def share(self, order: NDArray[np.int64], batch_size: int) -> NDArray[np.int64]:
         """This process's part of every batch of `order`, int64 ids in full batches."""
-        return np.ascontiguousarray(order.reshape(-1, self.size, batch_size // self.size)[:, self.group.rank].reshape(-1))
+        if self.batch_parts == 1:
+            return order
+        parts = order.reshape(-1, self.batch_parts, batch_size // self.batch_parts)
+        return np.ascontiguousarray(parts[:, self.group.rank].reshape(-1))
 
     def batches(self, ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
         """The batches of `ids` that this process evaluates: every W-th; the last one of all may be smaller."""
@@ -138,8 +167,25 @@ class Exchange:
                 dist.all_reduce(wire)  # exact in any order: every number is 0 on all processes but one
             rows.copy_(wire)
 
-    def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by those of the main process."""
+    def gather_logits(self, own_BC: Tensor) -> list[Tensor]:
+        """The logits of every process's student, float32 [B, C] each, without gradient. The processes' wishes go with them."""
+        wire = torch.cat([own_BC.detach().float().reshape(-1), self.wanted_2]).to(self._wire)
+        rows = torch.empty(self.size * len(wire), device=self._wire)
+        with contact():
+            _all_gather(rows, wire, None)
+        rows = rows.to(self.device).view(self.size, -1)
+        self.found_2.copy_(rows[:, -2:].sum(0))
+        return [row[:-2].view(own_BC.shape) for row in rows.unbind()]
+
+    def largest(self, own: Tensor) -> Tensor:
+        """The largest of each number over all processes."""
+        wire = own.detach().clone().to(self._wire)
+        with contact():
+            dist.all_reduce(wire, op=dist.ReduceOp.MAX)
+        return wire.to(self.device)
+
+    def broadcast(self, tensors: Sequence[Tensor], source: int = 0) -> None:
+        """Replace tensors by those of the process `source`."""
         if self.size == 1:
             return
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -148,42 +194,62 @@ class Exchange:
         with contact(), torch.no_grad():
             for same in by_dtype.values():
                 wire = torch.cat([tensor.reshape(-1).to(self._wire) for tensor in same])
-                dist.broadcast(wire, src=0)
+                dist.broadcast(wire, src=source)
                 for tensor, part in zip(same, torch.split(wire, [tensor.numel() for tensor in same]), strict=True):
                     tensor.copy_(part.view(tensor.shape))
 
     def before_step(self) -> None:
-        """Let the next step tell the other processes whether this one was asked to stop."""
-        if self.slices > 1 and self._stopped():
-            self.stop_wanted.fill_(1.0)
+        """Let the next step tell the other processes what this one wants."""
+        if self.slices == self.size == 1:
+            return
+        wishes = self._wishes()
+        if wishes != self._last:
+            self.wanted_2[0].fill_(float(wishes.stop))
+            self.wanted_2[1].fill_(float(wishes.save))
+            self._last = wishes
 
-    def stops(self, *, finished_epoch: bool = False) -> bool:
-        """Whether all processes stop after the step just queued; the same answer on each of them.
+    def agreed(self, *, finished_epoch: bool = False) -> Wishes:
+        """What all processes do after the step just queued; the same on each of them.
 
-        On a GPU it is that of _STOP_LAG steps ago, except at the end of an epoch, so that the host does not wait for the step.
+        On a GPU it is what they wanted _REPLY_STEPS ago, except at the end of an epoch, so that the host does not wait for the
+        step.
         """
-        if self.slices == 1:
-            return self._stopped()
+        if self.slices == self.size == 1:
+            return self._wishes()
         if self.device.type == "cpu":
-            return float(self.stop_found) > 0
-        found = torch.empty((), pin_memory=True)
-        found.copy_(self.stop_found, non_blocking=True)
-        event = torch.cuda.current_stream().record_event()
-        self._pending.append((found, event))
-        stop = False
-        while len(self._pending) > (0 if finished_epoch else _STOP_LAG):
-            found, event = self._pending.pop(0)
+            stop, save = (self.found_2 > 0).tolist()
+            return Wishes(stop=stop, save=save)
+        found_2 = torch.empty(2, pin_memory=True)
+        found_2.copy_(self.found_2, non_blocking=True)
+        self._pending.append((found_2, torch.cuda.current_stream().record_event()))
+        stop = save = False
+        while len(self._pending) > (0 if finished_epoch else _REPLY_STEPS):
+            found_2, event = self._pending.pop(0)
             event.synchronize()
-            stop |= float(found) > 0
-        return stop
+            stop |= bool(found_2[0] > 0)
+            save |= bool(found_2[1] > 0) and self._ignored_saves == 0
+            self._ignored_saves = max(0, self._ignored_saves - 1)
+        if save:  # the steps since then ask for the same checkpoint
+            self._ignored_saves = len(self._pending)
+        return Wishes(stop=stop, save=save)
 
 
-def require_divisible(slices: int, size: int) -> None:
-    """ConfigError unless `size` processes can share the slices of a batch."""
-    if size > slices or slices % size:
+def require_divisible(train: TrainSection, num_students: int, size: int) -> None:
+    """ConfigError unless `size` processes can share the work of a run."""
+    slices = train.slices
+    if size == 1:
+        return
+    if train.parallel == "students":
+        if size != num_students:
+            raise ConfigError(
+                f"{size} processes train together, train.parallel is students and the recipe has {num_students}; expected one "
+                "process for each; start as many"
+            )
+    elif size > slices or slices % size:
         powers = ", ".join(str(1 << power) for power in range(slices.bit_length()))
         remedy = f"set train.slices to {size} or a multiple" if size & (size - 1) == 0 else "start a power of two"
-        raise ConfigError(f"{size} processes train together and train.slices is {slices}; expected one of {powers}; {remedy}")
+        expected = f"one of {powers}" if slices > 1 else "one process"
+        raise ConfigError(f"{size} processes train together and train.slices is {slices}; expected {expected}; {remedy}")
 
 
 def tree_sum(parts: list[Tensor]) -> Tensor:
@@ -209,7 +275,11 @@ def contact() -> Iterator[None]:
 
 
 def _all_gather(vector: Tensor, own: Tensor, group: Any) -> None:
-    """all_gather of equal parts into one vector: PyTorch 2.14 deprecates the older of two names."""
+    """all_gather of equal parts into one vector."""
+    if dist.get_backend(group) == "gloo":  # whose all_gather takes three times as long
+        dist.all_to_all_single(vector, own.repeat(dist.get_world_size(group)), group=group)
+        return
+    # PyTorch 2.14 deprecates the older name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     gather(vector, own, group=group)
 

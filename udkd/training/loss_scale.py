@@ -1,6 +1,5 @@
 """The dynamic loss scale of float16 training, entirely on the device."""
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -36,7 +35,6 @@ class LossScale:
         return found_inf
 
     @torch.no_grad()
-    def update(self, found_inf: Sequence[Tensor]) -> None:
-        """Adjust the scale after a step. found_inf: of each student."""
-        found = torch.stack(list(found_inf)).amax()
-        torch._amp_update_scale_(self.scale, self.growth, found, _GROWTH, _BACKOFF, _INTERVAL)
+    def update(self, found_inf_N: Tensor) -> None:
+        """Adjust the scale after a step. found_inf_N: of each student."""
+        torch._amp_update_scale_(self.scale, self.growth, found_inf_N.amax(), _GROWTH, _BACKOFF, _INTERVAL)

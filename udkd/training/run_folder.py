@@ -33,7 +33,8 @@ FORMAT = 2
 UNCHECKED = 1
 """The format without checksums."""
 
-_MAY_DIFFER = ("data.", *(f"train.{key}" for key in ("loggers", "tensorboard", "log_every", "checkpoint_", "keep_")))
+_LOOP_KEYS = ("loggers", "tensorboard", "log_every", "checkpoint_", "keep_", "parallel")
+_MAY_DIFFER = ("data.", *(f"train.{key}" for key in _LOOP_KEYS))
 """Beginnings of the keys that a resumed run may have other values of: they change no pixel and no weight."""
 
 _EVALUATING = ".eval.lock"  # not `.lock`, which a trainer may hold: both can run at the same time

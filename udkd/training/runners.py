@@ -47,7 +47,7 @@ class StreamingRunner:
         """See StepRunner."""
         step_number = torch.full((), first_step, dtype=torch.int64, device=metrics.count.device)
         share = self._exchange.share(order, self._batch_size)
-        own_size = self._batch_size // self._exchange.size
+        own_size = self._batch_size // self._exchange.batch_parts
         with contextlib.closing(_generator(self._backend.epoch(share, own_size))) as batches:
             for batch in batches:
                 self._exchange.before_step()
@@ -78,7 +78,7 @@ class ResidentRunner:
         self._step, self._rows, self._batch_size, self._metrics = step, rows, batch_size, metrics
         self._capture = capture
         self._exchange = exchange or Exchange()
-        own_size = batch_size // self._exchange.size
+        own_size = batch_size // self._exchange.batch_parts
         self._ids = torch.zeros(own_size, dtype=torch.int64, device=rows.labels.device)
         self._step_number = torch.zeros((), dtype=torch.int64, device=rows.labels.device)
         self._schedule: EpochSchedule | None = None

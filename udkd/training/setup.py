@@ -80,7 +80,7 @@ class TrainSetup:
     def __init__(self, job: TrainJob) -> None:
         self.job = job
         self.recipe = job.recipe
-        require_divisible(job.recipe.train.slices, job.group.size)
+        require_divisible(job.recipe.train, len(job.recipe.students), job.group.size)
         self.dataset = DatasetFolder.open(job.data)
         require_several_classes(self.dataset)
         self.split = self.dataset.split("train")

@@ -29,7 +29,8 @@ class SlicedStep:
         self._parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         buffers = [buffer for module in modules for buffer in module.buffers()]
         self._statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
-        self._counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self._buffers = [(same, [torch.empty_like(each) for each in same]) for same in (self._statistics, counters) if same]
         self._trained: list[nn.Parameter] = []  # those that get a gradient
         self._vectors: SliceVectors | None = None
 
@@ -47,13 +48,11 @@ class SlicedStep:
         exchange = self._exchange
         now = self._step.begin(step, schedule)
         size = len(batch.labels) // len(exchange.own)
-        buffers = [*self._statistics, *self._counters]
-        before = [buffer.clone() for buffer in buffers]
+        for buffers, before in self._buffers:
+            torch._foreach_copy_(before, buffers)
         for turn, index in enumerate(exchange.own):
-            if turn:
-                with torch.no_grad():
-                    for buffer, kept in zip(buffers, before, strict=True):
-                        buffer.copy_(kept)
+            for buffers, before in self._buffers if turn else ():
+                torch._foreach_copy_(buffers, before)
             part = batch.rows(slice(turn * size, (turn + 1) * size))
             means_RN, total = self._step.backward(part, schedule, now, metrics, index)
             self._add(index, means_RN, total)
@@ -64,9 +63,8 @@ class SlicedStep:
         if self._statistics:
             torch._foreach_copy_(self._statistics, tensors[len(self._trained) :])
         self._step.finish(now)
-        means, totals_S, stop = torch.split(more, [means_RN.numel(), exchange.slices, 1])
-        exchange.stop_found.copy_(stop[0])
-        # A slice's total is one of S numbers, the others 0: the mean is divided by S.
+        means, totals_S, wishes_2 = torch.split(more, [means_RN.numel(), exchange.slices, 2])
+        exchange.found_2.copy_(wishes_2)
         batch_size = size * exchange.slices
         metrics.add(step, means.view(means_RN.shape), batch_size, totals_S, self._step.student_indices)
 
@@ -77,10 +75,10 @@ class SlicedStep:
         if self._vectors is None:
             self._trained = [parameter for parameter in self._parameters if parameter.grad is not None]
             like = [*self._trained, *self._statistics]
-            self._vectors = SliceVectors(like, means_RN.numel() + slices + 1, self._exchange)
+            self._vectors = SliceVectors(like, means_RN.numel() + slices + 2, self._exchange)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
         totals_S = torch.zeros(slices, device=total.device)
         totals_S[index] = total
-        self._vectors.add([*gradients, *self._statistics], [means_RN, totals_S, self._exchange.stop_wanted])
+        self._vectors.add([*gradients, *self._statistics], [means_RN, totals_S, self._exchange.wanted_2])
         for parameter in self._parameters:
             parameter.grad = None

@@ -12,6 +12,7 @@ from udkd.data.batch import Batch
 from udkd.losses.distill import Labels, Loss, Terms
 from udkd.models.features import FeatureExtractor
 from udkd.teacher.target import TargetSource, TeacherTargets
+from udkd.training.exchange import Exchange
 from udkd.training.loss_scale import LossScale
 from udkd.training.method_loss import MethodLoss
 from udkd.training.metrics import TrainMetrics
@@ -35,6 +36,8 @@ class TrainStep:
     method:       a further term for every student, where loss.method is set.
     student_indices: int64, the students' indices in the recipe where not all of them train.
     parts: equal parts that forward and backward passes take a batch in. loss_scale: of float16 training.
+    exchange: with the processes that train the other students, where train.parallel is "students"; `students` is then the one
+    that this process trains, its rank's.
     """
 
     students: Sequence[Student]
@@ -46,6 +49,7 @@ class TrainStep:
     teacher_input: int = 0
     parts: int = 1
     loss_scale: LossScale | None = None
+    exchange: Exchange | None = None
 
     def __call__(self, batch: Batch, step: Tensor, schedule: EpochSchedule, metrics: TrainMetrics) -> None:
         """Train every student on one batch. step: int64 [], its number in the epoch, on the device.
@@ -61,8 +65,9 @@ class TrainStep:
     def begin(self, step: Tensor, schedule: EpochSchedule) -> StepValues:
         """Look up what depends on the step's number, and give it to the students."""
         now = schedule.at(step, self.student_indices)
-        for student, lr, dropout_key in zip(self.students, now.lr_N, now.dropout_key_N, strict=True):
-            student.set_step_inputs(lr, dropout_key)
+        first = self.exchange.group.rank if self.exchange else 0
+        for place, student in enumerate(self.students, first):
+            student.set_step_inputs(now.lr_N[place], now.dropout_key_N[place])
         return now
 
     def backward(
@@ -88,7 +93,8 @@ class TrainStep:
         """Apply the gradients."""
         found_inf = [student.optimizer_step(now.ema_rate, self.loss_scale) for student in self.students]
         if self.loss_scale is not None:
-            self.loss_scale.update([found for found in found_inf if found is not None])
+            found = torch.stack([found for found in found_inf if found is not None])
+            self.loss_scale.update(self.exchange.largest(found) if self.exchange else found)
 
     def _set_part(self, part: int) -> None:
         for student in self.students:
@@ -147,5 +153,25 @@ def make_forward_loss(
             outputs = [network(inputs[index]) for network, index in zip(networks, input_indices, strict=True)]
         logits = [logits_BC for logits_BC, _ in outputs]
         return logits, [maps for _, maps in outputs], loss(logits, labels_B, teacher_BC, weight_B, weights_3N)
+
+    return forward_loss
+
+
+def make_forward_loss_of_one(
+    network: FeatureExtractor, input_index: int, loss: Loss, exchange: Exchange, *, device_type: str, precision: str
+) -> ForwardLoss:
+    """The forward pass of one student, then the loss of all: the logits of its peers come from the processes that train them.
+
+    Only this student's logits have a gradient, the same as in one process, where its peers' losses do not reach it either.
+    """
+
+    def forward_loss(
+        inputs: list[Tensor], labels_B: Labels, teacher_BC: Tensor | None, weight_B: Tensor | None, weights_3N: Tensor
+    ) -> tuple[list[Tensor], list[list[Tensor]], Terms]:
+        with autocast(device_type, precision):
+            own_BC, maps = network(inputs[input_index])
+        logits = exchange.gather_logits(own_BC)
+        logits[exchange.group.rank] = own_BC
+        return logits, [maps], loss(logits, labels_B, teacher_BC, weight_B, weights_3N)
 
     return forward_loss

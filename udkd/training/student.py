@@ -174,7 +174,7 @@ def _make(recipe: Recipe, index: int, name: str, section: StudentSection, num_cl
     frozen_norms = _freeze(model, section.frozen, name)
     if recipe.perf.saved_relu6:
         model = use_saved_relu6(model)
-    if recipe.perf.gathered_pool:
+    if recipe.perf.gathered_pool or (recipe.train.deterministic and device.type == "cuda"):  # PyTorch's adds in any order
         model = use_gathered_pool(model)
     model = model.to(device)
     if recipe.train.channels_last:

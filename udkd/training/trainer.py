@@ -18,13 +18,13 @@ from torch import Tensor
 from udkd.losses.schedules import EpochStats
 from udkd.training.build_step import compiles
 from udkd.training.checkpoints import Checkpoint
-from udkd.training.exchange import Exchange
+from udkd.training.exchange import NONE, Exchange, Wishes
 from udkd.training.loggers import LoggedRun, Loggers, epoch_values, require_loggers
 from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.profile import WARM_UP_STEPS, StepProfiler
 from udkd.training.resume import create_or_reopen, load_checkpoint, lock_run_folder, stats_after
-from udkd.training.run_folder import RunFolder
+from udkd.training.run_folder import RunFolder, flatten
 from udkd.training.run_log import RunLog
 from udkd.training.run_records import CheckpointProgress, StoredEpochStats
 from udkd.training.runners import StepRunner
@@ -34,8 +34,9 @@ from udkd.training.setup import TrainJob as TrainJob
 from udkd.training.setup import TrainSetup
 from udkd.training.student_files import write_student
 from udkd.utils.environment import cudnn_benchmark, deterministic, set_threads
-from udkd.utils.errors import ConfigError, RunError
+from udkd.utils.errors import ConfigError, MismatchError, RunError
 from udkd.utils.progress import duration
+from udkd.utils.workers import SETUP_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,13 @@ class Trainer:
         self.job, self.recipe = job, job.recipe
         require_loggers(self._logger_names)
         with contextlib.ExitStack() as stack:
-            self.exchange = Exchange(self.recipe.train.slices, job.group, job.device, job.stopped)
-            stack.callback(self.exchange.close)
             self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
+            self._require_same_setups()  # and no collective before all processes are here, or one has said why it is not
+            self.exchange = Exchange(
+                self.recipe.train.slices, job.group, job.device, parallel=self.recipe.train.parallel, wishes=self._wishes
+            )
+            stack.callback(self.exchange.close)
+            self._saved_at = time.monotonic()
             self.steps_per_epoch = self.setup.steps_per_epoch
             self.students = self.setup.students
             self.metrics = TrainMetrics.empty(len(self.students), job.device, recorded_rows(job.recipe))
@@ -80,7 +85,6 @@ class Trainer:
             self._runner: tuple[tuple[int, tuple[int, ...]], StepRunner] | None = None
             self._prepare_runner(0)
             self._step_s = 0.0  # seconds per step of the last epoch, with its share of validation; 0: not known yet
-            self._saved_at = time.monotonic()
             self._loggers: Loggers | None = None
             self._profiler: StepProfiler | None = None
             self.total_steps = self.recipe.train.epochs * self.steps_per_epoch
@@ -104,6 +108,24 @@ class Trainer:
             self._share_state()
             self._resources = stack.pop_all()
 
+    def _require_same_setups(self) -> None:
+        """MismatchError where a process of the group would compute something else than the main one."""
+        setup, group = self.setup, self.job.group
+        own = {
+            "recipe": self.recipe.to_dict(),
+            "dataset_digest": setup.dataset.digest,
+            "pixel_class": setup.backend.describe(),
+            "device": self.job.device.type,
+            "torch": torch.__version__,
+        } | {name: setup.provenance.get(name) for name in ("cache_key", "teacher_sha256", "starts")}
+        values = [flatten(facts) for facts in group.gather("setup", own)]
+        for rank, facts in enumerate(values):
+            names = sorted(values[0].keys() | facts.keys())
+            fields = [(key, values[0].get(key), facts.get(key)) for key in names if values[0].get(key) != facts.get(key)]
+            if fields:
+                remedy = f"start every process with the same command, data and packages as {group.where(0)}"
+                raise MismatchError(group.where(rank), fields, remedy)
+
     def _share_state(self) -> None:
         """Give the other processes the main one's state: they neither write nor read the run folder."""
         group = self.job.group
@@ -112,7 +134,7 @@ class Trainer:
         if self._is_main:
             group.set("state", {"step": self.step, "progress": list(self.stats.progress), "confidence": self.stats.confidence})
         else:
-            state = group.wait("state")
+            state = group.wait("state", SETUP_S)
             self.run_folder, self.step = RunFolder(self.job.out), state["step"]
             self.stats = EpochStats(progress=state["progress"], confidence=state["confidence"])
         self.exchange.broadcast(list(self._tensors().values()))
@@ -199,22 +221,26 @@ class Trainer:
                 observer.advance(images, **(self._progress_fields(active) if log else {}))
                 if self._profiler is not None:
                     self._profiler.step()
-                self._save_if_due()
-                if self.exchange.stops() and self.step % self.steps_per_epoch:
+                wishes = self.exchange.agreed() if self.step % self.steps_per_epoch else NONE
+                if wishes.stop:
                     observer.finish()
+                if wishes != NONE:
+                    self._collect_students()
                     self._save()
+                if wishes.stop:
                     return True
         self._train_row()  # waits for the device, so that `seconds` covers the work
         seconds = time.perf_counter() - started
         self._step_s = (seconds - compile_s) / (self.step - before)
         observer.finish()
         self._finish_epoch(epoch, active, seconds, (self.step - before) * batch_size)
-        return self.exchange.stops(finished_epoch=True) and epoch + 1 < self.recipe.train.epochs
+        return self.exchange.agreed(finished_epoch=True).stop and epoch + 1 < self.recipe.train.epochs
 
     def _finish_epoch(self, epoch: int, active: Sequence[int], seconds: float, images: int) -> None:
         """Evaluate, then write the epoch's row and a checkpoint that begins the next one."""
         train_row = self._train_row()
         started = time.perf_counter()
+        self._collect_students()
         val_row = self._evaluate(active)
         row = {
             "epoch": epoch + 1,
@@ -323,11 +349,11 @@ class Trainer:
             shown["GPU"] = f"{torch.cuda.max_memory_allocated(self.job.device) / 2**30:.1f} GiB"
         return shown
 
-    def _save_if_due(self) -> None:
-        """Save within an epoch where the last checkpoint is checkpoint_minutes old."""
+    def _wishes(self) -> Wishes:
+        """Whether this process was asked to stop, and whether the last checkpoint is checkpoint_minutes old."""
         minutes = self.recipe.train.checkpoint_minutes
-        if self._is_main and minutes and time.monotonic() - self._saved_at >= 60 * minutes and self.step % self.steps_per_epoch:
-            self._save()
+        due = self._is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
+        return Wishes(stop=self.job.stopped(), save=due)
 
     def _keep_best(self, scores: Sequence[dict[str, float] | None]) -> None:
         """Keep the checkpoint just saved if no epoch had a better mean top-1. Epochs before a start_epoch do not count."""
@@ -352,6 +378,12 @@ class Trainer:
         )
         self.run_folder.save(Checkpoint(tensors=tensors, progress=progress), self.recipe.train.keep_checkpoints)
         self._saved_at = time.monotonic()
+
+    def _collect_students(self) -> None:
+        """Let every process have the students that the others train."""
+        if self.exchange.by_student:
+            for student in self.students:
+                self.exchange.broadcast(list(student.tensors().values()), source=student.index)
 
     def _write_student_files(self, row: Mapping[str, Any]) -> None:
         """Write the evaluated weights of the students that have started, as other libraries load them."""

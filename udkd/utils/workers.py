@@ -5,6 +5,7 @@ torchrun provides a key-value store. Building a cache needs nothing else of torc
 
 import contextlib
 import json
+import math
 import os
 import platform
 import signal
@@ -26,6 +27,8 @@ _POLL_S = 0.05
 _CONNECT_S = 20.0  # torchrun's store exists before its processes; this bounds a slow network, or variables set by hand
 _START_S = 600.0  # for all processes to have started: their imports may come from a slow shared disk
 _REPORT_S = 10.0  # within which the main process reports the error of another one
+SETUP_S = 3600.0
+"""Seconds for all processes to have opened the data, the teacher and the run."""
 _FINAL = "error that no restart cures"
 
 
@@ -106,9 +109,15 @@ class WorkerGroup:
         if self.store is not None:
             _call_store(self.store.set, name, json.dumps(value))
 
-    def wait(self, name: str) -> Any:
-        """Wait for the value of a name. Raises WorkerFailed with the error of a process that failed."""
+    def wait(self, name: str, seconds: float = math.inf) -> Any:
+        """Wait for the value of a name. Raises WorkerFailed with the error of a process that failed.
+
+        seconds: after which a process that has not failed either counts as lost: ProcessGroupError.
+        """
+        end = time.monotonic() + seconds
         while not self.check(name):
+            if time.monotonic() > end:
+                raise _no_answer(name, seconds)
             time.sleep(_POLL_S)
         return json.loads(_call_store(self.store.get, name))
 
@@ -117,6 +126,13 @@ class WorkerGroup:
         if (error := self._failure()) is not None:
             raise error
         return bool(_call_store(self.store.check, [name]))
+
+    def gather(self, name: str, value: object) -> list[Any]:
+        """The JSON values of all processes, by rank. Raises WorkerFailed with the error of one that failed."""
+        if self.size == 1:
+            return [value]
+        self.set(f"{name} of {self.where()}", value)
+        return [self.wait(f"{name} of {self.where(rank)}", SETUP_S) for rank in range(self.size)]
 
     def add(self, name: str, count: int) -> int:
         """Add to a shared counter and return its new value."""
@@ -200,7 +216,7 @@ def _agree_on_start(store: Any, rank: int, size: int) -> tuple[str, tuple[str, .
         for other in range(1, size):
             while not _call_store(store.check, [f"{own} {other}"]):
                 if time.monotonic() > end:
-                    raise _no_answer(f"rank {other} of {size}")
+                    raise _no_answer(f"rank {other} of {size}", _START_S)
                 time.sleep(_POLL_S)
             answers[other] = json.loads(_call_store(store.get, f"{own} {other}"))
         _call_store(store.set, f"{own} all", json.dumps([answers[each] for each in range(size)]))
@@ -214,13 +230,12 @@ def _agree_on_start(store: Any, rank: int, size: int) -> tuple[str, tuple[str, .
                 if len(answers) == size and answers[rank]["id"] == own:
                     return name, tuple(answer["host"] for answer in answers)
         time.sleep(_POLL_S)
-    raise _no_answer(f"rank 0 of {size}")
+    raise _no_answer(f"rank 0 of {size}", _START_S)
 
 
-def _no_answer(process: str) -> ProcessGroupError:
+def _no_answer(what: str, seconds: float) -> ProcessGroupError:
     return ProcessGroupError(
-        f"{process} has not answered for {_START_S:.0f} s; expected every process to run the same command; "
-        "look for its error above"
+        f"no answer for {seconds:.0f} s: {what}; expected every process to run the same command; look for its error above"
     )
 
 
