@@ -75,7 +75,7 @@ class Reference:
                 parameter.grad = _mean([value for value in each if value is not None])
         self._set(buffers, [_mean(each) if each[0].is_floating_point() else each[0] for each in zip(*after, strict=True)])
         self._step.finish(now)
-        self._exchange.stop_found.copy_(self._exchange.stop_wanted)
+        self._exchange.found_2.copy_(self._exchange.wanted_2)
         metrics.add(step, _mean(means), len(batch.labels), torch.stack(totals), self._step.student_indices)
 
     @torch.no_grad()
