@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from udkd.training.trainer import TrainResult
 
 
-def print_outcome(outcome: "TrainResult", folder: Path, exit_code: int) -> None:
-    """One line on how training ended; exits with `exit_code` if the run was stopped."""
+STOPPED = 143
+"""Exit code of a process that stops because another one of the run was asked to: that of SIGTERM."""
+
+
+def print_outcome(outcome: "TrainResult", folder: Path, exit_code: int, *, announce: bool = True) -> None:
+    """One line on how training ended; exits with `exit_code` if the run was stopped. announce: print the line."""
+    if not announce:
+        raise typer.Exit(exit_code or STOPPED)
     if outcome.finished:
         err.print(f"finished: {outcome.step} steps, in {folder}")
         return
     err.print(f"stopped after step {outcome.step}, at a checkpoint in {folder}; the same command with --resume continues")
-    raise typer.Exit(exit_code)
+    raise typer.Exit(exit_code or STOPPED)
 
 
 def accuracy_table(result: dict[str, Any]) -> Table:

@@ -1,5 +1,6 @@
 """udkd teacher fit, udkd teacher import."""
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from udkd.cli.arguments import DatasetOption, RecipeArgument, RecipeOption, SetO
 from udkd.cli.summary import print_outcome
 from udkd.utils.commands import Commands
 from udkd.utils.errors import ConfigError
+from udkd.utils.progress import SILENT
 from udkd.utils.terminal import DeviceOption, observed, out, stop_requests
 
 if TYPE_CHECKING:
@@ -41,36 +43,42 @@ def fit(
 ) -> None:
     """Train a teacher with hard labels.
 
-    The recipe's [fit] and [train] sections say how.
+    The recipe's [fit] and [train] sections say how. Several processes share the work under torchrun, as of udkd train.
     """
     from udkd.config.loading import load_recipe
+    from udkd.utils.workers import WorkerGroup
 
-    settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
-    settings += [f'fit.loss="{loss}"'] if loss else []
-    teacher_recipe = load_recipe(recipe, settings).for_teacher()  # before the imports that take seconds
-    from udkd.data.dataset import DatasetFolder
-    from udkd.teacher.folder import new_teacher
-    from udkd.training.make_teacher import evaluate_and_write, from_run
-    from udkd.training.run_folder import RunFolder
-    from udkd.training.trainer import TrainJob, train
-    from udkd.utils.environment import choose_device
+    group = WorkerGroup.join()
+    with group.reports_once():
+        settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
+        settings += [f'fit.loss="{loss}"'] if loss else []
+        teacher_recipe = load_recipe(recipe, settings).for_teacher()  # before the imports that take seconds
+        from udkd.data.dataset import DatasetFolder
+        from udkd.teacher.folder import new_teacher
+        from udkd.training.make_teacher import evaluate_and_write, from_run
+        from udkd.training.run_folder import RunFolder
+        from udkd.training.trainer import TrainJob, train
+        from udkd.utils.environment import choose_device
 
-    with new_teacher(teacher), observed() as observer, stop_requests() as stopped:
-        job = TrainJob(
-            recipe=teacher_recipe,
-            data=data,
-            out=teacher / "run",
-            device=choose_device(device),
-            resume=resume,
-            observer=observer,
-            stopped=stopped,
-        )
-        outcome = train(job)
-        if outcome.finished:
-            dataset = DatasetFolder.open(data)
-            candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
-            _announce(evaluate_and_write(teacher, candidate, dataset, teacher_recipe, job.device, observer))
-    print_outcome(outcome, teacher / "run", stopped.exit_code)
+        locked = new_teacher(teacher) if group.is_main else contextlib.nullcontext()
+        with locked, observed() as observer, stop_requests(announce=group.is_main) as stopped:
+            job = TrainJob(
+                recipe=teacher_recipe,
+                data=data,
+                out=teacher / "run",
+                device=choose_device(group.device_name(device)),
+                resume=resume,
+                observer=observer if group.is_main else SILENT,
+                stopped=stopped,
+                group=group,
+            )
+            outcome = train(job)
+            if outcome.finished and group.is_main:
+                dataset = DatasetFolder.open(data)
+                candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
+                _announce(evaluate_and_write(teacher, candidate, dataset, teacher_recipe, job.device, observer))
+    if group.is_main or not outcome.finished:
+        print_outcome(outcome, teacher / "run", stopped.exit_code, announce=group.is_main)
 
 
 @teacher_app.command(

@@ -11,9 +11,6 @@ from udkd.cli.summary import print_outcome
 from udkd.utils.progress import SILENT
 from udkd.utils.terminal import DeviceOption, observed, stop_requests
 
-STOPPED = 143
-"""Exit code where another process was asked to stop: that of SIGTERM."""
-
 
 def train_command(
     recipe: RecipeArgument,
@@ -87,7 +84,5 @@ def train_command(
             job = with_targets(job, teacher[0] if teacher else None)  # a signal ends it at once: it resumes where it was
             with stop_requests(announce=group.is_main) as stopped:
                 outcome = train(replace(job, stopped=stopped))
-    if group.is_main:
-        print_outcome(outcome, out, stopped.exit_code or STOPPED)
-    elif not outcome.finished:
-        raise typer.Exit(stopped.exit_code or STOPPED)
+    if group.is_main or not outcome.finished:
+        print_outcome(outcome, out, stopped.exit_code, announce=group.is_main)

@@ -293,7 +293,7 @@ class Recipe(Section):
         values = self.to_dict()
         fit = values["fit"]
         values["students"] = [{name: value for name, value in fit.items() if name not in ("epochs", "loss")}]
-        values["train"]["epochs"] = fit["epochs"]
+        values["train"] |= {"epochs": fit["epochs"], "parallel": "slices"}
         values["loss"] |= {
             "alpha": 1.0,
             "beta": 0.0,

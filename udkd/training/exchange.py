@@ -12,6 +12,7 @@ taken within each machine first, and between the machines only a part of the vec
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -267,7 +268,8 @@ def contact() -> Iterator[None]:
     except RuntimeError as error:  # torch.distributed.DistError is one
         if "out of memory" in str(error) or "allocate memory" in str(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^\[[^]]*\] *", "", line).split(". ")[0][:200]  # without Gloo's source file and advice
         raise ProcessGroupError(
             f"another process of this run has ended or does not answer ({reason}); expected all to run to the end; "
             "the same command with --resume continues"

@@ -31,6 +31,11 @@ def is_torchrun_worker(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
+def is_torchrun_follower(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is one of several processes, and not the one that talks to the user."""
+    return is_torchrun_worker(environment) and environment.get("RANK", "0") != "0"
+
+
 def exit_with_launcher(environment: Mapping[str, str] = os.environ) -> None:
     """Exit when torchrun exits, or now if it already has. Used during imports, when there is nothing to clean up.
 

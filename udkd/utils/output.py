@@ -19,6 +19,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from udkd.utils.errors import UserError
+from udkd.utils.launcher import is_torchrun_follower
 from udkd.utils.printable import printable, printable_lines
 from udkd.utils.signals import QUIET_SIGNALS, Stopped, raise_stopped, signal_handler
 
@@ -128,7 +129,7 @@ def run(app: Callable[[], object], explain: Callable[[Exception], str | None] = 
         with signal_handler(raise_stopped):
             app()
     except Stopped as stopped:
-        if stopped.number in QUIET_SIGNALS:
+        if stopped.number in QUIET_SIGNALS or is_torchrun_follower():  # torchrun sends the signal to all of its processes
             sys.exit(stopped.exit_code)
         fail(f"stopped by {stopped.name}; finished work is kept, the same command resumes", code=stopped.exit_code)
     except Exception as error:

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from udkd.utils.launcher import is_torchrun_follower
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 QUIET_SIGNALS = (signal.SIGPIPE,)
 """Signals that end a command silently: the reader of its output has exited."""
@@ -37,7 +39,8 @@ def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
 def exit_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """A signal handler for the imports: there is nothing to clean up, and an exception would break half-imported modules."""
     with suppress(OSError):
-        os.write(2, f"error: stopped by {signal.Signals(number).name} before it started; nothing was changed\n".encode())
+        if not is_torchrun_follower():
+            os.write(2, f"error: stopped by {signal.Signals(number).name} before it started; nothing was changed\n".encode())
     os._exit(128 + number)
 
 

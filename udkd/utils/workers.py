@@ -41,6 +41,7 @@ class WorkerGroup:
     """A process's rank of size, and its local_rank of local_size on this machine. hosts: of each rank.
 
     store: of this start of the group; None for a single process. all_starts: torchrun's own store, which outlives its restarts.
+    failed_before: the error of an earlier start that no restart cures.
     """
 
     rank: int = 0
@@ -50,12 +51,13 @@ class WorkerGroup:
     hosts: tuple[str, ...] = (platform.node(),)
     store: Any = None
     all_starts: Any = None
+    failed_before: str | None = None
 
     @classmethod
     def join(cls, environment: Mapping[str, str] = os.environ) -> "WorkerGroup":
         """Join the group that torchrun's variables describe, or a group of one.
 
-        ProcessGroupError: the store or a process does not answer, or an earlier start of the group failed for good.
+        ProcessGroupError: the store or a process does not answer.
         """
         if not is_torchrun_worker(environment):
             return cls()
@@ -72,8 +74,8 @@ class WorkerGroup:
                 f"WORLD_SIZE is {environment['WORLD_SIZE']} and no other process answers ({_first_line(error)}); "
                 "expected to be started by torchrun; use it, or unset WORLD_SIZE"
             ) from None
-        name, hosts = _agree_on_start(store, rank, size)
-        group = cls(
+        name, hosts, failed_before = _agree_on_start(store, rank, size)
+        return cls(
             rank=rank,
             size=size,
             local_rank=int(environment.get("LOCAL_RANK", "0")),
@@ -81,10 +83,8 @@ class WorkerGroup:
             hosts=hosts,
             store=PrefixStore(name, store),
             all_starts=store,
+            failed_before=failed_before,
         )
-        if _call_store(store.check, [_FINAL]):  # a restart of torchrun's
-            raise WorkerFailed(_call_store(store.get, _FINAL).decode())
-        return group
 
     @property
     def is_main(self) -> bool:
@@ -146,6 +146,8 @@ class WorkerGroup:
         error if the main one does not: it may be gone, or wait in a kernel.
         """
         try:
+            if self.failed_before is not None:
+                raise WorkerFailed(self.failed_before)
             yield
         except UserError as error:
             if self.size == 1:
@@ -201,8 +203,8 @@ class WorkerGroup:
 SINGLE_PROCESS = WorkerGroup()
 
 
-def _agree_on_start(store: Any, rank: int, size: int) -> tuple[str, tuple[str, ...]]:
-    """A name that only this start of the group has, and each rank's host.
+def _agree_on_start(store: Any, rank: int, size: int) -> tuple[str, tuple[str, ...], str | None]:
+    """A name that only this start of the group has, each rank's host, and the error of an earlier start that no restart cures.
 
     torchrun's store outlives its restarts, with the keys of earlier starts, and its count of restarts is not the same on every
     machine (PyTorch issue 135712). So the main process publishes a new name and waits for an answer from each of the others,
@@ -219,16 +221,19 @@ def _agree_on_start(store: Any, rank: int, size: int) -> tuple[str, tuple[str, .
                     raise _no_answer(f"rank {other} of {size}", _START_S)
                 time.sleep(_POLL_S)
             answers[other] = json.loads(_call_store(store.get, f"{own} {other}"))
-        _call_store(store.set, f"{own} all", json.dumps([answers[each] for each in range(size)]))
-        return own, tuple(answers[each]["host"] for each in range(size))
+        failed = _call_store(store.get, _FINAL).decode() if _call_store(store.check, [_FINAL]) else None
+        present = [answers[each] for each in range(size)]
+        _call_store(store.set, f"{own} all", json.dumps({"processes": present, "failed": failed}))
+        return own, tuple(answer["host"] for answer in present), failed
     while time.monotonic() < end:
         if _call_store(store.check, ["start"]):
             name = _call_store(store.get, "start").decode()
             _call_store(store.set, f"{name} {rank}", json.dumps({"id": own, "host": host}))
             if _call_store(store.check, [f"{name} all"]):
-                answers = json.loads(_call_store(store.get, f"{name} all"))
-                if len(answers) == size and answers[rank]["id"] == own:
-                    return name, tuple(answer["host"] for answer in answers)
+                confirmed = json.loads(_call_store(store.get, f"{name} all"))
+                present = confirmed["processes"]
+                if len(present) == size and present[rank]["id"] == own:
+                    return name, tuple(answer["host"] for answer in present), confirmed["failed"]
         time.sleep(_POLL_S)
     raise _no_answer(f"rank 0 of {size}", _START_S)
 
