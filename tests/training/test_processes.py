@@ -73,7 +73,9 @@ LIVE = ("teacher.source='live'",)
     ("settings", "source"),
     [
         pytest.param((), "cache", id="streamed"),
-        pytest.param(("train.input=resident", "train.slices=8", "train.ema_decay=0.9"), "cache", id="resident"),
+        pytest.param(
+            ("train.input=resident", "train.slices=8", "train.ema_decay=0.9", "train.epochs=1"), "cache", id="resident"
+        ),
         pytest.param(("data.backend=folder", "train.accumulate=2"), "cache", id="folder", marks=LONG),
         pytest.param(("data.backend=ffcv",), "cache", id="ffcv", marks=LONG),
         pytest.param(("data.backend=dali",), "cache", id="dali", marks=LONG),
@@ -121,13 +123,14 @@ def test_one_checkpoint_for_any_number_of_processes(bench: Bench, settings: tupl
     assert results["2"] == results["1"]
     assert results["4:2"] == results["1"]
     assert len(results["1"][1]) == RunFolder.open(bench.root / "1").config["train"]["epochs"]
-    assert RunFolder.open(bench.root / "4:2").provenance["processes"][0]["step"] == 0
+    hosts = [os.uname().nodename] * 4
+    assert RunFolder.open(bench.root / "4:2").provenance["processes"] == [{"step": 0, "hosts": hosts}]
 
 
 def test_other_slices_and_another_order_give_other_bits(bench: Bench) -> None:
     """The control of the test above."""
     for name, settings in {"4": (), "2": ("train.slices=2",), "seed": ("train.seed=1",)}.items():
-        assert bench.run("2", name, "train.epochs=1", *settings).code == 0
+        assert bench.run("1", name, "train.epochs=1", *settings).code == 0
     assert len({bench.result(name)[0] for name in ("4", "2", "seed")}) == 3
 
 
@@ -189,13 +192,12 @@ def test_resume_begins_where_nothing_is(bench: Bench) -> None:
     """In no folder, in an empty one, in one whose run kept nothing, and on from a run that has ended an epoch."""
     (bench.root / "empty").mkdir()
     for name in ("none", "empty"):
-        ended = bench.run("2", name, options=("--resume",))
+        ended = bench.run("2", name, "train.epochs=1", options=("--resume",))
         assert ended.code == 0, ended
-    assert bench.run("4", "extended", "train.epochs=1").code == 0
-    extended = bench.run("2", "extended", options=("--resume", "--extend", "2"))
-    assert extended.code == 0, extended
     assert bench.result("none") == bench.result("empty")
-    assert [each["step"] for each in RunFolder.open(bench.root / "extended").provenance["processes"]] == [0, STEPS]
+    extended = bench.run("4", "none", options=("--resume", "--extend", "2"))
+    assert extended.code == 0, extended
+    assert [each["step"] for each in RunFolder.open(bench.root / "none").provenance["processes"]] == [0, STEPS]
 
 
 # --- failures
@@ -229,8 +231,3 @@ def test_a_damaged_sample_is_named_with_its_process(
     commands.failed(ended, "rank 3 on ", damaged_split.describe(sample))
     again = bench.run("2", "run", "data.backend=folder", options=("--resume",))
     commands.failed(again, "rank 1 on ", damaged_split.describe(sample))
-
-
-def test_hosts_of_every_process_are_recorded(bench: Bench) -> None:
-    assert bench.run("4:2", "run", "train.epochs=1").code == 0
-    assert RunFolder.open(bench.root / "run").provenance["processes"] == [{"step": 0, "hosts": [os.uname().nodename] * 4}]
