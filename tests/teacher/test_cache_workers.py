@@ -72,7 +72,7 @@ def test_a_killed_launcher_leaves_no_process_and_torchrun_resumes(
 ) -> None:
     """Three processes without their launcher end; two under the real torchrun resume to the bytes of one."""
     args = build_args(cache_dataset, cache_teacher, tmp_path / "group")
-    launcher = commands.start(3, *args, module="tests.teacher.workers_launcher")
+    launcher = commands.start(3, "tests.teacher.workers_command", *args, module="tests.launcher")
     assert wait_until(lambda: launcher.ended() or list((tmp_path / "group").glob("view-*")), 120)
     children = psutil.Process(launcher.pid).children()
     launcher.send_signal(signal.SIGKILL)
