@@ -76,7 +76,7 @@ class SlurmTask:
         if code and self._terminated:
             time.sleep(_KILL_S)  # an end before SLURM's would count as the job's failure, and it would not be requeued
         if code:
-            sys.exit(code)
+            raise SystemExit(code)
 
     def checkpoint(self) -> Any:
         """Called by submitit when the job's time is nearly up, before it requeues the job: what the next job runs."""

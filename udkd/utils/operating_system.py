@@ -48,7 +48,7 @@ def die_with_parent(number: signal.Signals) -> None:
 def is_local_file_system(path: Path) -> bool:
     """Whether a path's file system is known to be of this host alone, by Linux's list of mounts."""
     try:
-        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
     device = os.stat(path).st_dev
