@@ -175,6 +175,16 @@ def _ratio(benchmark: str, name: str) -> Callable[[Results], str | None]:
     return read
 
 
+def _processes(key: str) -> Callable[[Results], str | None]:
+    """A fraction of every measured number of processes and slices but the plain step's."""
+
+    def read(results: Results) -> str | None:
+        rows = [row for row in results["ranks"]["rows"] if key in row and row["slices"] > 1]
+        return "; ".join(f"{row[key]['median']:.2f} ({row['variant']})" for row in rows)
+
+    return read
+
+
 TABLE_ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
     ("two students from the cache, images/s", "146 (12.36 h)", _speed("cost", "two students, cached teacher")),
     (
@@ -228,6 +238,8 @@ TABLE_ROWS: tuple[tuple[str, str, Callable[[Results], str | None]], ...] = (
     ),
     ("an image's cost with 100,000 samples over that with 1,000", "", _ratio("scale", "100000 samples")),
     ("two students by batch, images/s", "", _speed("scale", "batch")),
+    ("images/s of W processes over W times those of one", "", _processes("efficiency")),
+    ("share of a step that is exchange", "", _processes("share_of_step")),
     ("step without the cache", "", _ratio("step", "cache off: live teacher")),
     ("step without the CUDA graph", "", _ratio("step", "CUDA graph off")),
     ("step without channels_last", "", _ratio("step", "channels_last off")),

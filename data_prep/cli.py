@@ -211,7 +211,7 @@ def stage(
     ] = "none",
     workers: WorkersOption = 0,
 ) -> None:
-    """Copy a dataset folder to a disk near the node; every byte is checked.
+    """Copy a dataset folder to a disk near the node, checked.
 
     After an interruption, the same command resumes. Of several processes with one FOLDER, one works and the others wait.
     """

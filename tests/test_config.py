@@ -21,7 +21,7 @@ from udkd.utils.errors import ConfigError
 from udkd.utils.toml_files import shipped_summaries
 
 SHIPPED = {"kd", "kd-paper", "smoke", "quickstart", "tiny-imagenet-100", "imagenet100-paper", "imagenet100-fast"}
-SHIPPED |= {"imagenet100-strong", "deit-small-style", "funmatch"}
+SHIPPED |= {"imagenet100-strong", "imagenet1k-fast", "deit-small-style", "funmatch"}
 
 
 def test_every_shipped_recipe_loads_and_survives_json() -> None:

@@ -93,6 +93,21 @@ def test_commands_options_and_settings_exist(line: str) -> None:
         load_recipe(values["recipe"], values.get("overrides") or [])
 
 
+@pytest.mark.parametrize("line", commands("torchrun "))
+def test_commands_below_torchrun_exist(line: str) -> None:
+    values = parsed("udkd " + line.split(" -m udkd ")[1])
+    load_recipe(values["recipe"], values.get("overrides") or [])
+
+
+@each_page
+def test_kubernetes_manifests_fit_their_schemas(page: Path) -> None:
+    manifests = [each for block in blocks(page, "yaml") for each in yaml.safe_load_all(block) if "apiVersion" in each]
+    if manifests:
+        validator = pytest.importorskip("kubernetes_validate")
+        for manifest in manifests:
+            validator.validate(manifest, "1.31", strict=True)
+
+
 @pytest.mark.parametrize("line", commands("python -m benchmarks "))
 def test_benchmarks_and_their_options_exist(line: str) -> None:
     name, *args = shlex.split(line, comments=True)[3:]

@@ -29,6 +29,7 @@ from udkd.teacher.target import TargetSource, TeacherTargets
 from udkd.teacher.targets import pack
 from udkd.training.build_step import build_step
 from udkd.training.cuda_graph import CudaGraphCapture
+from udkd.training.exchange import Exchange
 from udkd.training.metrics import TrainMetrics, recorded_rows
 from udkd.training.runners import ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.schedule import EpochSchedule
@@ -82,15 +83,21 @@ def canvases(count: int, side: int, device: torch.device, seed: int = 0) -> Batc
 
 
 def make_step(
-    recipe: Recipe, samples: Batch, device: torch.device, *, targets: TargetTable | None = None, architecture: str = TEACHER
+    recipe: Recipe,
+    samples: Batch,
+    device: torch.device,
+    *,
+    targets: TargetTable | None = None,
+    architecture: str = TEACHER,
+    exchange: Exchange | None = None,
 ) -> TimedStep:
     """A step of `recipe` that can be repeated indefinitely over `samples`. A live teacher is untrained, at the same cost.
 
-    targets: of a cached teacher; synthetic ones by default.
+    targets: of a cached teacher; synthetic ones by default. exchange: with other processes, where there are some.
     """
     target_source = _target_source(recipe, samples, device, targets, architecture)
     students = make_students(recipe, CLASSES, device)
-    step = build_step(recipe, recipe.views.spec, students, target_source, device)
+    step = build_step(recipe, recipe.views.spec, students, target_source, device, exchange=exchange)
     metrics = TrainMetrics.empty(len(students), device, recorded_rows(recipe))
     batch, count = recipe.train.batch_size, len(samples.labels)
     steps = count // batch
@@ -99,10 +106,10 @@ def make_step(
     schedule = EpochSchedule.of(recipe, 0, steps, 0, view_table(recipe, count, samples.canvas.shape[1], device), device)
     runner: StepRunner
     if recipe.train.input == "stream":
-        runner = StreamingRunner(step, InMemoryBackend(samples), batch)
+        runner = StreamingRunner(step, InMemoryBackend(samples), batch, exchange=exchange)
     else:
         capture = shared_capture(device) if recipe.train.cuda_graph else None
-        runner = ResidentRunner(step, samples, batch, metrics, capture=capture)
+        runner = ResidentRunner(step, samples, batch, metrics, capture=capture, exchange=exchange)
 
     def endless_epochs() -> Iterator[int]:
         order = np.random.default_rng(0).permutation(ids)

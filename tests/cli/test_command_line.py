@@ -20,7 +20,7 @@ from udkd.utils.files import FolderLock
 from udkd.utils.output import out
 from udkd.utils.toml_files import shipped_names
 
-WORKED_ON = {"PREFIX", "RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "DATA"}
+WORKED_ON = {"PREFIX", "RECIPE", "STUDY…", "RUN", "CACHE", "MODEL", "LOGITS", "SOURCE…", "SOURCE", "DATA"}
 INPUTS = {"DATA": ("--data", "--other-data"), "TEACHER": ("--teacher",), "CACHE": ("--cache",)}
 
 
@@ -40,7 +40,7 @@ def test_the_first_argument_is_what_the_command_works_on() -> None:
     assert len(LEAVES) >= 19
     for name, command in LEAVES.items():
         arguments = [param.metavar for param in command.params if param.param_type_name == "argument"]
-        assert arguments[1:] == (["IMAGE…"] if name == "udkd predict" else []), name
+        assert arguments[1:] == {"udkd predict": ["IMAGE…"], "udkd data stage": ["FOLDER"]}.get(name, []), name  # as cp has it
         assert set(arguments[:1]) <= WORKED_ON, name
         for param in command.params:
             if param.param_type_name == "option" and param.opts != ["--out"]:

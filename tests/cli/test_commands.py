@@ -134,7 +134,7 @@ def test_mismatched_inputs_are_one_line(
     small = ["--set", "views.size_px=2", "--set", "loss.beta=0"]
     failed(train(*small), "squeezenet1_1 cannot take 2 px images", "change views.size_px")
     assert not out.exists(), "nothing was started"
-    failed(train("--resume"), "out is not a run")
+    failed(train("--resume", "--extend", "9"), "out is not a run")
     assert not out.exists()
     result = here("cache", "build", "smoke", "--data", dataset.path, "--teacher", other_teacher, "--out", cache, *SETTINGS)
     failed(result, "teacher_sha256: stored")

@@ -5,10 +5,13 @@ import errno
 import fcntl
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +31,7 @@ from udkd.utils.files import (
     write_text,
 )
 
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 OLD, NEW = b"old" * 1000, b"new" * 300_000
 KILLED_AT = """
 import os, signal, sys
@@ -174,18 +178,41 @@ def test_the_second_writer_names_the_first_and_a_kill_frees_the_folder(tmp_path:
         for _ in range(2):  # a failed attempt keeps the holder's name
             with pytest.raises(BusyError) as caught, FolderLock(tmp_path):
                 pass
-            assert f"process {holder.pid};" in str(caught.value)
+            assert re.search(rf"process {holder.pid} on {re.escape(platform.node())} since {TIME} UTC;", str(caught.value))
             assert str(tmp_path) in str(caught.value)
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
     with FolderLock(tmp_path):
-        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+def test_the_holders_time_is_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with FolderLock(tmp_path) as lock:
+            written = datetime.fromisoformat(lock.path.read_text().split(" since ")[1].replace(" UTC", "+00:00"))
+            assert abs(written.timestamp() - lock.path.stat().st_mtime) < 600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_lock_file_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """It has the process id alone."""
+    (tmp_path / ".lock").write_text("4711")
+    with open(tmp_path / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(BusyError, match=r"is being written by process 4711; expected one writer"), FolderLock(tmp_path):
+            pass
+        with pytest.raises(BusyError, match=r"is being written by process 4711; expected one writer"):
+            FolderLock(tmp_path).require_free()
 
 
 def test_one_process_cannot_hold_a_folder_twice(tmp_path: Path) -> None:
-    with FolderLock(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()};"), FolderLock(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()} on "), FolderLock(tmp_path):
         pass
     with pytest.raises(ValueError, match="inside"), FolderLock(tmp_path):
         raise ValueError("inside")
@@ -258,7 +285,7 @@ def test_a_lock_file_removed_between_opening_and_locking_is_opened_again(
         real(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with FolderLock(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()};"), FolderLock(tmp_path):
+    with FolderLock(tmp_path), pytest.raises(BusyError, match=f"process {os.getpid()} on "), FolderLock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ import pytest
 from tests.cli import commands
 from tests.cli.commands import ROOT
 from tests.timeouts import scaled
-from udkd.utils.errors import CacheError
+from udkd.utils.errors import ProcessGroupError
 from udkd.utils.launcher import is_torchrun_worker, module_command, module_environment
 from udkd.utils.workers import WorkerGroup
 
@@ -94,7 +94,7 @@ def test_a_launcher_that_exits_during_the_imports(silent_port: int, monkeypatch:
     """Refused at once, without the wait for a slow network."""
     monkeypatch.setattr("udkd.utils.workers.die_with_parent", lambda number: None)
     group = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(silent_port)}
-    with pytest.raises(CacheError, match="the torchrun that started this process has exited"):
+    with pytest.raises(ProcessGroupError, match="the torchrun that started this process has exited"):
         WorkerGroup.join(group | {"TORCHELASTIC_USE_AGENT_STORE": "True"})
 
 

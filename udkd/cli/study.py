@@ -1,11 +1,13 @@
 """udkd study."""
 
+import contextlib
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -26,13 +28,20 @@ if TYPE_CHECKING:
     from udkd.study.plan import StudyPlan
     from udkd.study.results import Summary
     from udkd.study.runner import Progress, StudyContext
+    from udkd.study.share import Share
 
 Results = dict[str, Any]
 TIME_IS_UP = 75
 """Exit code of a study that --max-minutes stopped; the same command continues it."""
 
+_OF_SUBMIT = ("submit", "at_once", "gpus", "minutes", "slurm", "as_json")
+"""Parameters that the processes of --submit do not get."""
+
+Studies = list[tuple["StudyPlan", "StudyContext"]]
+
 
 def study_command(
+    ctx: typer.Context,
     studies: Annotated[
         list[str],
         typer.Argument(
@@ -70,6 +79,74 @@ def study_command(
             help=f"Stop at a checkpoint after about this long, with exit code {TIME_IS_UP}.",
         ),
     ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            "--share",
+            metavar="I/N",
+            help="Train runs I, I+N, … (I from 0), then what other processes leave. Needs no locks, and --only prepare first.",
+        ),
+    ] = None,
+    only: Annotated[
+        Literal["prepare", "page"] | None,
+        typer.Option(
+            "--only",
+            metavar="prepare|page",
+            help="prepare: make the teacher and the caches. page: write the result from the runs that are finished.",
+        ),
+    ] = None,
+    submit: Annotated[
+        Literal["slurm", "local"] | None,
+        typer.Option(
+            "--submit",
+            metavar="slurm|local",
+            help="Start processes for the runs: an array of SLURM jobs, or on this machine, until they end.",
+        ),
+    ] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--at-once",
+            metavar="N",
+            min=1,
+            help="With --submit: processes at the same time. Default: slurm: no limit; local: one per GPU, or one.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus",
+            metavar="N",
+            min=0,
+            help="With --submit slurm: GPUs of a job. Default: one per process; with --device cpu none.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        int | None,
+        typer.Option(
+            "--minutes",
+            metavar="M",
+            min=5,  # SLURM announces the end 90 seconds before it, perhaps a minute earlier
+            help="With --submit slurm: time limit of a job, 60 by default. A job that reaches it goes on in the next one.",
+        ),
+    ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slurm",
+            metavar="KEY=VALUE",
+            help="With --submit slurm: an option of sbatch, such as partition=gpu. May be repeated.",
+        ),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            "--nproc-per-run",
+            metavar="N",
+            min=1,
+            help="Processes that train each run together, as under torchrun, such as one per GPU. See train.slices.",
+        ),
+    ] = 1,
     overrides: SetOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -78,15 +155,21 @@ def study_command(
 
     Trains the study's arms with every seed and tests which differences are significant. The same command resumes after an
     interruption and skips finished runs. Several processes of the same command, such as one per GPU, share the runs; each
-    ends when all are done. The result is in OUT/STUDY: index.html, study.json, table.csv (accuracies, which depend on the
-    seeds only) and cost.csv (times).
+    ends when all are done. On a cluster, --submit starts them, or --share gives each its runs. The result is in OUT/STUDY:
+    index.html, study.json, table.csv (accuracies, which depend on the seeds only) and cost.csv (times).
     """
-    from udkd.study.plan import StudyPlan, make_plan
+    from udkd.study.plan import make_plan
+    from udkd.study.share import Share
     from udkd.study.spec import load_study, study_name
+    from udkd.study.submit import parse_slurm_options
 
     started = time.monotonic()
     if max_minutes is not None and math.isnan(max_minutes):
         raise ConfigError("--max-minutes is nan; expected minutes; change it")
+    part = {"--share": share, "--only": only, "--submit": submit}
+    _require_fitting(part | {"--dry-run": dry_run or None}, at_once=at_once, slurm_only=[gpus, minutes, slurm or None])
+    own = None if share is None else Share.parse(share)
+    slurm_options = parse_slurm_options(slurm or [])
     settings = [*(overrides or []), *([f"train.epochs={epochs}"] if epochs else [])]
     names = [study_name(name) for name in studies]
     if len(set(names)) < len(names):
@@ -95,34 +178,203 @@ def study_command(
         make_plan(name, load_study(file), recipe=recipe, overrides=settings, seeds=_seeds(seeds))
         for name, file in zip(names, studies, strict=True)
     ]
-    from udkd.study.estimate import estimate  # these imports take seconds: a wrong key is reported before
+    for plan in plans:
+        if plan.study.kind != "runs" and any(part.values()):
+            given = next(name for name, value in part.items() if value)
+            raise ConfigError(f"{plan.name} and {given}; expected studies that train runs; drop one of them")
+    from udkd.data.dataset import DatasetFolder  # these imports take seconds: a wrong key is reported before
     from udkd.study.folder import StudyFolder
+    from udkd.study.processes import StudyProcess
     from udkd.study.runner import StudyContext
+    from udkd.training.exchange import require_divisible
     from udkd.utils.environment import choose_device
 
-    selected = choose_device(device)
-    with json_result(as_json) as results, observed() as observer, stop_requests() as stop:
-        shared: list[tuple[StudyPlan, StudyContext]] = []
-        for plan in plans:
-            context = StudyContext(
-                data=data,
-                folder=StudyFolder(out=folder, name=plan.name),
-                device=selected,
-                teacher=teacher,
-                observer=observer,
-                stopped=_until(started, max_minutes, stop),
+    for trial in [trial for plan in plans for trial in plan.trials]:
+        require_divisible(trial.recipe.train, len(trial.recipe.students), processes)
+    selected = choose_device("cpu" if submit and device == "cuda" else device)  # the machine that submits may lack a GPU
+    DatasetFolder.open(data)
+    with (
+        json_result(as_json) as results,
+        observed() as observer,
+        stop_requests() as stop,
+        contextlib.ExitStack() as stack,
+    ):
+        works_here = not (dry_run or submit or only == "page" or all(plan.study.kind == "networks" for plan in plans))
+        process = stack.enter_context(StudyProcess(folder)) if works_here else None
+        if process is not None and own is None:
+            process.require_exclusion()
+        todo = [
+            (
+                plan,
+                StudyContext(
+                    data=data,
+                    folder=StudyFolder(out=folder, name=plan.name),
+                    device=selected,
+                    teacher=teacher,
+                    processes=processes,
+                    share=own,
+                    process=process,
+                    observer=observer,
+                    stopped=_until(started, max_minutes, stop),
+                ),
             )
-            if plan.study.kind == "networks":
-                _measure(plan, context, results, dry_run)
-            elif plan.study.kind == "teachers":
-                _compare(plan, context, results, other_data or [], dry_run, stop)
-            elif dry_run:
-                results[plan.name] = _show(plan, estimate(plan, context))
-            elif not _run(plan, context, results, started, stop):
-                shared.append((plan, context))
-        for plan, context in shared:
-            observer.note(f"{plan.name}: waiting for runs that other processes train")
-            _run(plan, context, results, started, stop, wait=True)
+            for plan in plans
+        ]
+        if submit is not None:
+            _submit(ctx, todo, results, at_once, gpus, minutes or 60, slurm_options)
+        elif only == "prepare":
+            _prepare(todo, stop)
+        elif only == "page":
+            _write_pages(todo, results)
+        elif own is not None:
+            _run_share(todo, own, results, stop)
+        else:
+            _run_all(todo, results, other_data or [], dry_run, started, stop)
+
+
+def _require_fitting(parts: dict[str, Any], *, at_once: int | None, slurm_only: list[Any]) -> None:
+    """Raise ConfigError for options that contradict each other. parts: options that exclude each other."""
+    given = [name for name, value in parts.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)}; expected one of them; drop the others")
+    if at_once is not None and parts["--submit"] is None:
+        raise ConfigError("--at-once without --submit; expected both or none; add --submit slurm or local")
+    if any(value is not None for value in slurm_only) and parts["--submit"] != "slurm":
+        raise ConfigError("--gpus, --minutes or --slurm without --submit slurm; expected them for SLURM's jobs; drop them")
+
+
+def _run_all(todo: Studies, results: Results, other_data: list[Path], dry_run: bool, started: float, stop: StopRequest) -> None:
+    """Do all work that no other process does, then wait for those."""
+    from udkd.study.estimate import estimate
+
+    shared: Studies = []
+    for plan, context in todo:
+        if plan.study.kind == "networks":
+            _measure(plan, context, results, dry_run)
+        elif plan.study.kind == "teachers":
+            _compare(plan, context, results, other_data, dry_run, stop)
+        elif dry_run:
+            results[plan.name] = _show(plan, estimate(plan, context))
+        elif not _run(plan, context, results, started, stop):
+            shared.append((plan, context))
+    for plan, context in shared:
+        context.observer.note(f"{plan.name}: waiting for runs that other processes train")
+        _run(plan, context, results, started, stop, wait=True)
+
+
+def _prepare(todo: Studies, stop: StopRequest) -> None:
+    """Make the teachers and caches."""
+    from udkd.study.runner import prepare_study
+
+    for plan, context in todo:
+        if not prepare_study(plan, context):
+            err.print("stopped at a checkpoint; the same command resumes")
+            raise typer.Exit(stop.exit_code or TIME_IS_UP)
+    err.print("teacher and caches are ready")
+
+
+def _run_share(todo: Studies, share: "Share", results: Results, stop: StopRequest) -> None:
+    """Train a share of the runs and write the results of all that are finished."""
+    from udkd.study.runner import run_share
+
+    progresses = run_share(todo, share)
+    for (plan, context), progress in zip(todo, progresses, strict=True):
+        _write(plan, context, progress, results)
+    finished, total = (sum(getattr(progress, name) for progress in progresses) for name in ("finished", "total"))
+    summary = f"share {share}: {finished} of all {total} runs are done"
+    if todo[0][1].stopped() and finished < total:
+        err.print(f"stopped at a checkpoint: {summary}; the same command resumes")
+        raise typer.Exit(stop.exit_code or TIME_IS_UP)
+    failed = [f"{run}: {reason}" for progress in progresses for run, reason in progress.failed.items()]
+    if failed:
+        raise RunError(f"{summary}; failed: {'; '.join(failed)}")
+    err.print(f"finished: {summary}")
+
+
+def _write_pages(todo: Studies, results: Results) -> None:
+    """Write the results of the runs that are finished."""
+    from udkd.study.runner import study_progress
+
+    progresses = []
+    for plan, context in todo:
+        progresses.append(study_progress(plan, context))
+        _write(plan, context, progresses[-1], results)
+    finished, total = (sum(getattr(progress, name) for progress in progresses) for name in ("finished", "total"))
+    if finished < total:
+        err.print(f"unfinished: {finished} of {total} runs are done; the same command without --only resumes")
+        raise typer.Exit(TIME_IS_UP)
+    err.print(f"finished: {finished} of {total} runs are done")
+
+
+def _submit(
+    ctx: typer.Context,
+    todo: Studies,
+    results: Results,
+    at_once: int | None,
+    gpus: int | None,
+    minutes: int,
+    slurm_options: dict[str, str | bool],
+) -> None:
+    """Start the study's processes; see udkd.study.submit."""
+    from udkd.study.folder import is_finished
+    from udkd.study.runner import distinct_runs
+    from udkd.study.share import Share
+    from udkd.study.submit import MAX_SHARES, SlurmSettings, StudyCommand, run_locally, submit_to_slurm
+
+    runs = distinct_runs(todo)
+    left = [index for index, (run, recipe) in enumerate(runs) if not is_finished(run, recipe)]
+    if not left:
+        _write_pages(todo, results)
+        return
+    options, on_cpu = _given_options(ctx), ctx.params["device"] == "cpu"
+    command = StudyCommand(options=options, studies=ctx.params["studies"])
+    folder, observer = todo[0][1].folder.out / "jobs", todo[0][1].observer
+    if ctx.params["submit"] == "local":
+        visible = [] if on_cpu else _visible_gpus()
+        count = min(len(left), at_once or max(1, len(visible)))
+        code = run_locally(command, Share.all(count), folder, visible, observer)
+        if code:
+            raise typer.Exit(code)
+        _write_pages(todo, results)
+        return
+    if len(left) > MAX_SHARES:
+        shares = Share.all(MAX_SHARES)
+    else:  # one for each run that is left
+        everyone = Share.all(len(runs))
+        shares = [everyone[index] for index in left]
+    settings = SlurmSettings(
+        gpus=gpus if gpus is not None else ctx.params["processes"] * (not on_cpu),
+        minutes=minutes,
+        at_once=at_once,
+        options=slurm_options,
+    )
+    jobs = submit_to_slurm(command, shares, folder, settings)
+    results |= jobs | {"logs": str(folder)}
+    out.print(
+        f"jobs: {jobs['prepare']} (teacher and caches), {jobs['shares']} ({len(shares)} for the runs), {jobs['page']} (page)",
+        soft_wrap=True,
+    )
+    out.print(f"logs: {folder}", soft_wrap=True)
+
+
+def _given_options(ctx: typer.Context) -> list[str]:
+    """The options of the command line, for the processes of --submit."""
+    words = [name for name, is_given in (("--quiet", err.quiet), ("--verbose", err.verbose)) if is_given]
+    for param in ctx.command.params:
+        source = ctx.get_parameter_source(str(param.name))
+        if param.param_type_name == "argument" or param.name in _OF_SUBMIT or source is None or source.name != "COMMANDLINE":
+            continue
+        value = ctx.params[str(param.name)]
+        words += [f"{param.opts[0]}={each}" for each in (value if isinstance(value, list | tuple) else [value])]
+    return words
+
+
+def _visible_gpus() -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES, one for each GPU that this process may use."""
+    import torch
+
+    given, number = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
+    return given.split(",")[:number] if given else [str(index) for index in range(number)]
 
 
 def _run(
@@ -130,17 +382,23 @@ def _run(
 ) -> bool:
     """Run a study and write its result. False, with nothing written, if `wait` is false and others train all missing runs."""
     from udkd.study.runner import run_study
-    from udkd.study.writer import write_result
 
     progress = run_study(plan, context, wait=wait)
     if progress.left_to_others:
         return False
+    _write(plan, context, progress, results)
+    _end(progress, stop, started)
+    return True
+
+
+def _write(plan: "StudyPlan", context: "StudyContext", progress: "Progress", results: Results) -> None:
+    """Write a study's result from the runs that are finished."""
+    from udkd.study.writer import write_result
+
     result = write_result(plan, context, progress)
     print_unwrapped(_table(plan, result.summary))  # 80 columns would cut off the names of the arms
     out.print(f"page: {result.page}", soft_wrap=True)
     results[plan.name] = _stored(context)
-    _end(progress, stop, started)
-    return True
 
 
 def _stored(context: "StudyContext") -> Any:

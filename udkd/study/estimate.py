@@ -1,6 +1,5 @@
 """The work that a plan has left, and an estimate of its time on this machine."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -10,7 +9,7 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import read_metrics
 from udkd.study.plan import StudyPlan, Trial, teacher_name
-from udkd.study.runner import StudyContext, find_teacher, run_path
+from udkd.study.runner import StudyContext, find_teacher, run_path, trials_by_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.speed_probe import StepTimes, measure_step_times
@@ -44,7 +43,7 @@ def estimate(plan: StudyPlan, context: StudyContext) -> list[WorkItem]:
                 kind="teacher", detail=fit.architecture, done=done, total=fit.epochs, seconds=(fit.epochs - done) * epoch_s
             )
         )
-    for name, trials in _caches(plan, dataset, teacher).items():
+    for name, trials in trials_by_cache(plan, dataset, teacher).items():
         widest = max(trials, key=lambda trial: trial.num_views)
         done = _views_done(context, name) if teacher else 0
         left = max(0, widest.num_views - done)
@@ -85,16 +84,6 @@ def _runs(
             )
         )
     return items
-
-
-def _caches(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None) -> Mapping[str, list[Trial]]:
-    """Trials by the cache they need."""
-    sha256 = teacher.info.weights_sha256 if teacher else ""
-    by_cache: dict[str, list[Trial]] = {}
-    for trial in plan.trials:
-        if trial.needs_cache:
-            by_cache.setdefault(trial.cache_name(dataset.digest, sha256), []).append(trial)
-    return by_cache
 
 
 def _views_done(context: StudyContext, name: str) -> int:

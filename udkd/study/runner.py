@@ -1,7 +1,7 @@
 """Runs a plan: the teacher once, each cache once, each run once, resuming what was interrupted.
 
 Several processes may work in one folder: each takes a run that no other trains. They share only the folders' locks, so the
-run of a killed process is resumed by another.
+run of a killed process is resumed by another. Where locks may not work, each process has a share of the runs of its own.
 """
 
 import contextlib
@@ -17,12 +17,15 @@ from udkd.config.recipe import Recipe
 from udkd.data.dataset import DatasetFolder
 from udkd.study.folder import StudyFolder, is_finished, trial_label
 from udkd.study.plan import StudyPlan, Trial, teacher_name
+from udkd.study.processes import StudyProcess
+from udkd.study.share import Share
 from udkd.teacher.cache.build import build_cache
 from udkd.teacher.cache.reader import Cache
 from udkd.teacher.folder import TeacherFolder
 from udkd.training.make_teacher import evaluate_and_write, from_run
 from udkd.training.run_folder import RunFolder
 from udkd.training.trainer import TrainJob, train
+from udkd.training.with_processes import train_with_processes
 from udkd.utils.errors import BusyError, CacheError, RunError
 from udkd.utils.files import FolderLock
 from udkd.utils.progress import SILENT, Observer
@@ -35,12 +38,19 @@ POLL_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContext:
-    """Folders, device and callbacks of a study. teacher: given by the user, else one is fitted. stopped: polled every step."""
+    """Folders, device and callbacks of a study. teacher: given by the user, else one is fitted. stopped: polled every step.
+
+    share: of the process's own runs, None where it takes any run that is free. process: knows whether locks exclude the other
+    processes; None where there are none. processes: that train each run together.
+    """
 
     data: Path
     folder: StudyFolder
     device: torch.device
+    processes: int = 1
     teacher: Path | None = None
+    share: Share | None = None
+    process: StudyProcess | None = None
     observer: Observer = SILENT
     stopped: Callable[[], bool] = lambda: False
 
@@ -88,13 +98,103 @@ def run_study(plan: StudyPlan, context: StudyContext, *, wait: bool = False) -> 
         time.sleep(POLL_S)
 
 
+def run_share(studies: Sequence[tuple[StudyPlan, StudyContext]], share: Share) -> list[Progress]:
+    """Train this process's share of the runs of several studies in one folder; then what is left, where locks exclude others.
+
+    Waits for no other process. Raises RunError where a teacher or a cache is missing.
+    """
+    prepared = [(plan, context, *_require_prepared(plan, context)) for plan, context in studies]
+    own = frozenset(share.of([run.name for run, _ in distinct_runs(studies)]))
+    failed: list[dict[str, str]] = [{} for _ in studies]
+    try:
+        for only in (own, None):
+            for arguments, failures in zip(prepared, failed, strict=True):
+                _one_pass(*arguments, failures, only)
+    except BusyError as error:  # of `require_proof`
+        studies[0][1].observer.note(f"warning: {error}; runs of other shares are left to them")
+    return [_progress(*arguments, failures) for arguments, failures in zip(prepared, failed, strict=True)]
+
+
+def prepare_study(plan: StudyPlan, context: StudyContext) -> bool:
+    """Make the teacher and the caches that a plan needs. False where that was stopped."""
+    dataset = DatasetFolder.open(context.data)
+    if not plan.needs_teacher:
+        return True
+    teacher = make_teacher(plan.base, dataset, context)
+    if teacher is None:
+        return False
+    return all(
+        not context.stopped() and make_cache(trials, dataset, teacher, context) is not None
+        for trials in trials_by_cache(plan, dataset, teacher).values()
+    )
+
+
+def study_progress(plan: StudyPlan, context: StudyContext) -> Progress:
+    """How many runs of a plan are finished; trains nothing."""
+    dataset = DatasetFolder.open(context.data)
+    return _progress(plan, context, dataset, find_teacher(plan.base, dataset, context) if plan.needs_teacher else None, {})
+
+
+def distinct_runs(studies: Sequence[tuple[StudyPlan, StudyContext]]) -> list[tuple[Path, Recipe]]:
+    """The run folders of several studies in one folder, each once, in the plans' order, with their recipes.
+
+    Where there is no teacher yet, the names of the runs that need it are not the final ones.
+    """
+    runs: dict[Path, Recipe] = {}
+    for plan, context in studies:
+        dataset = DatasetFolder.open(context.data)
+        teacher = find_teacher(plan.base, dataset, context) if plan.needs_teacher else None
+        runs |= {run_path(trial, dataset, teacher, context.folder): trial.recipe for trial in plan.trials}
+    return list(runs.items())
+
+
+def trials_by_cache(plan: StudyPlan, dataset: DatasetFolder, teacher: TeacherFolder | None) -> dict[str, list[Trial]]:
+    """The trials that need a cache, by its name."""
+    sha256 = teacher.info.weights_sha256 if teacher else ""
+    by_cache: dict[str, list[Trial]] = {}
+    for trial in plan.trials:
+        if trial.needs_cache:
+            by_cache.setdefault(trial.cache_name(dataset.digest, sha256), []).append(trial)
+    return by_cache
+
+
+def _require_prepared(plan: StudyPlan, context: StudyContext) -> tuple[DatasetFolder, TeacherFolder | None]:
+    """The dataset and the teacher. Raises RunError where the teacher or a cache is missing."""
+    dataset = DatasetFolder.open(context.data)
+    teacher = find_teacher(plan.base, dataset, context) if plan.needs_teacher else None
+    missing = plan.needs_teacher and teacher is None
+    if teacher is not None:
+        missing = not all(
+            _is_built(context.folder.cache(name), max(trial.num_views for trial in trials))
+            for name, trials in trials_by_cache(plan, dataset, teacher).items()
+        )
+    if missing:
+        what = "a cache" if teacher else "the teacher"
+        raise RunError(
+            f"{context.folder.out} lacks {what} of {plan.name}; expected teacher and caches before --share; run the same "
+            "command with --only prepare instead"
+        )
+    return dataset, teacher
+
+
 def _one_pass(
-    plan: StudyPlan, context: StudyContext, dataset: DatasetFolder, teacher: TeacherFolder | None, failed: dict[str, str]
+    plan: StudyPlan,
+    context: StudyContext,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder | None,
+    failed: dict[str, str],
+    own: frozenset[str] | None = None,
 ) -> Progress:
-    """Train each run that is neither finished, failed nor busy. failed: runs that fail are added to it."""
+    """Train each run that is neither finished, failed nor busy.
+
+    failed: runs that fail are added to it. own: names of runs that no other process trains, which are the only ones then.
+    Without it, raises BusyError where locks do not exclude another process.
+    """
     elsewhere = 0
     for number, trial in enumerate(plan.trials):
         run = run_path(trial, dataset, teacher, context.folder)
+        if own is not None and run.name not in own:
+            continue
         if trial_label(trial) in failed or is_finished(run, trial.recipe):
             continue
         if context.stopped():
@@ -102,6 +202,11 @@ def _one_pass(
         if is_busy(run):
             elsewhere += 1
             continue
+        if own is None and context.process is not None:
+            if context.share is None:
+                context.process.require_exclusion()
+            else:  # a share that has not begun yet would train the run without asking
+                context.process.require_proof()
         context.observer.note(f"run {number + 1} of {len(plan.trials)}: {trial_label(trial)}")
         try:
             _train(trial, dataset, teacher, run, plan, context)
@@ -110,6 +215,17 @@ def _one_pass(
         except RunError as error:
             failed[trial_label(trial)] = str(error)
             context.observer.note(f"{trial_label(trial)}: {error}")
+    return _progress(plan, context, dataset, teacher, failed, elsewhere)
+
+
+def _progress(
+    plan: StudyPlan,
+    context: StudyContext,
+    dataset: DatasetFolder,
+    teacher: TeacherFolder | None,
+    failed: dict[str, str],
+    elsewhere: int = 0,
+) -> Progress:
     finished = sum(is_finished(run_path(trial, dataset, teacher, context.folder), trial.recipe) for trial in plan.trials)
     return Progress(finished=finished, total=len(plan.trials), failed=dict(failed), elsewhere=elsewhere)
 
@@ -213,10 +329,8 @@ def _train(
     cache = None
     if trial.needs_cache:
         assert teacher is not None, "a trial with a cache has a teacher"
-        identity = dataset.digest, teacher.info.weights_sha256
-        name = trial.cache_name(*identity)
-        same_cache = [other for other in plan.trials if other.needs_cache and other.cache_name(*identity) == name]
-        cache = make_cache(same_cache, dataset, teacher, context)
+        name = trial.cache_name(dataset.digest, teacher.info.weights_sha256)
+        cache = make_cache(trials_by_cache(plan, dataset, teacher)[name], dataset, teacher, context)
         if cache is None:
             return
     teacher_path = teacher.path if teacher is not None and trial.needs_teacher else None
@@ -247,4 +361,7 @@ def _train_to_end(
         observer=context.observer,
         stopped=context.stopped,
     )
-    return train(job).finished
+    if context.processes == 1:
+        return train(job).finished
+    train_with_processes(job, context.processes)
+    return is_finished(run, recipe)

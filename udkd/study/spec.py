@@ -18,8 +18,9 @@ from udkd.utils.validation import validate
 
 StudyKind = Literal["runs", "networks", "teachers"]
 MAX_ARMS, MAX_SEEDS, MAX_TRIALS = 200, 1000, 10_000
-SHARED_FOLDERS = ("teachers", "caches", "runs")
-"""Sub-folders that all studies in one folder share. Each study's result is in a sub-folder of the study's name."""
+SHARED_FOLDERS = ("teachers", "caches", "runs", "jobs")
+"""Sub-folders that all studies in one folder share; jobs holds the logs of --submit. Each study's result is in a sub-folder of
+the study's name."""
 _NAME_BYTES = 120
 _RENAMED = {"asks": "metric", "exact": "teacher_views"}  # names before 0.1.0
 

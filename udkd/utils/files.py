@@ -9,9 +9,11 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import stat
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -20,6 +22,7 @@ from udkd.utils.errors import BusyError, UserError
 from udkd.utils.parsing import parse_json
 
 _WAIT_S = 5.0
+_MAX_HOLDER_BYTES = 400
 
 
 def fsync_folder(folder: Path) -> None:
@@ -172,7 +175,8 @@ class FolderLock:
     """One writer per folder: `with FolderLock(folder): …`. While it is held, the folder contains a file `.lock`.
 
     The kernel releases the lock when the process ends for any reason, so there are no stale locks; a file left by a killed
-    process is harmless. Entering raises BusyError, naming the process that holds the folder.
+    process is harmless. Entering raises BusyError, naming the process that holds the folder, its host, and since when: that
+    is the file's content. Version 0.1 wrote the process id alone.
 
     name: of the lock file. A second name locks files in the folder that are written independently of the others.
     """
@@ -202,7 +206,7 @@ class FolderLock:
 
     def _busy(self, file: BinaryIO) -> BusyError:
         file.seek(0)
-        holder = file.read(100).decode(errors="replace").strip() or "unknown"
+        holder = file.read(_MAX_HOLDER_BYTES).decode(errors="replace").strip() or "unknown"
         writer = f"{self.path.parent} is being written by process {holder}"
         return BusyError(f"{writer}; expected one writer; wait for it or stop it")
 
@@ -225,12 +229,12 @@ class FolderLock:
         return UserError(f"{self.path} is a link or not a regular file; expected a lock file of udkd; remove it")
 
     def _acquire(self, file: BinaryIO) -> bool:
-        """Lock an open file and write our process id; if it no longer has the path, close it and return False."""
+        """Lock an open file and write who we are; if it no longer has the path, close it and return False."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(file.fileno(), self.path):
                 file.truncate(0)
-                file.write(str(os.getpid()).encode())
+                file.write(f"{os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC".encode())
                 file.flush()
                 return True
         except BlockingIOError:

@@ -1,0 +1,204 @@
+"""One of the processes that `ranks` starts with torchrun: times the training step in slices, and the parts of its exchange."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks.common.harness import CLASSES, canvases, make_step, paper_recipe
+from benchmarks.common.timing import Variant, side_by_side
+from udkd.training.exchange import Exchange, SliceVectors
+from udkd.training.student import make_students
+from udkd.utils.environment import choose_device, set_threads
+from udkd.utils.files import write_json
+from udkd.utils.operating_system import die_with_parent
+from udkd.utils.workers import WorkerGroup
+
+STEP, WITHIN, ADDING, BETWEEN, ALL_REDUCE = "step", "within", "adding", "between", "all_reduce"
+"""What is timed: the complete step; packing the slices of this process and adding them as a tree; adding alone; the exchange
+between processes; and DDP's collective for the same vector.
+"""
+WARM_UP, ROUNDS = 1, 3
+EXCHANGES = 4  # timed per step: they are shorter
+
+_ACKNOWLEDGED = 120  # tcpi_bytes_acked in struct tcp_info of linux/tcp.h
+_TCP_INFO = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankJob:
+    """What the processes measure. batch: images of a step, of all processes. settings: of the recipe. steps: timed at once."""
+
+    processes: int
+    slices: int
+    batch: int
+    px: int
+    steps: int
+    device: str
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{_count(self.processes, 'process', 'processes')}, {_count(self.slices, 'slice', 'slices')}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def measure(job: RankJob, group: WorkerGroup) -> dict[str, Any]:
+    """Seconds by what is timed, one entry per round; bytes of the vector, and that this process sends in a step."""
+    device = choose_device(group.device_name(job.device))
+    fixed = [f"train.slices={job.slices}", *job.settings]
+    if device.type == "cpu":  # as many threads for one process as for each of several; the loss is 1 % of a step
+        fixed += ["train.threads=1", 'train.compile="off"']
+    recipe = paper_recipe(device, *fixed, px=job.px, batch=job.batch)
+    set_threads(recipe.train.cpu_threads)
+    samples = canvases(2 * job.batch, min(job.px * 8 // 7, 256), device)
+    with contextlib.closing(Exchange(job.slices, group, device)) as exchange:
+        step = make_step(recipe, samples, device, exchange=exchange)
+        traffic: dict[str, Any] = {}
+        if group.size > 1:
+            calls = step
+            if recipe.train.cuda_graph:  # whose replay makes no calls
+                fixed += ['train.compile="off"', "train.cuda_graph=false"]
+                calls = make_step(paper_recipe(device, *fixed, px=job.px, batch=job.batch), samples, device, exchange=exchange)
+            traffic = sent_in_a_step(calls.run)
+        variants = [_repeated(STEP, step.run, job.steps)]
+        if job.slices > 1:
+            students = make_students(recipe, CLASSES, device)
+            buffers = [buffer for student in students for buffer in student.model.buffers() if buffer.is_floating_point()]
+            like = [*(parameter for student in students for parameter in student.model.parameters()), *buffers]
+            parts = _exchange_parts(exchange, like)
+            variants += [_repeated(name, part, EXCHANGES * job.steps) for name, part in parts.items()]
+        timed = side_by_side(variants, device, rounds=ROUNDS, warmup=WARM_UP, min_span_s=0.0)  # one call: the same in all
+    seconds = {one.name: [each / one.items for each in one.seconds] for one in timed}
+    return {"seconds": seconds, **traffic}
+
+
+def _repeated(name: str, run: Callable[[], object], count: int) -> Variant:
+    """A variant of `count` calls, which begin at the same time in all processes."""
+
+    def calls() -> None:
+        if dist.is_initialized():
+            dist.barrier()
+        for _ in range(count):
+            run()
+
+    return Variant(name, calls, items=count)
+
+
+def _exchange_parts(exchange: Exchange, like: list[Tensor]) -> dict[str, Callable[[], object]]:
+    """The parts of the exchange, each by itself. like: shaped as what a slice contributes; the step adds some 20 sums."""
+    own, device = len(exchange.own), exchange.device
+    alone = SliceVectors(like, 1, Exchange(own, device=device))  # the slices of this process, and no other
+    one = torch.zeros(1, device=device)
+
+    @torch.no_grad()
+    def within() -> None:
+        for _ in range(own):
+            alone.add(like, [one])
+        alone.mean()
+
+    length = sum(tensor.numel() for tensor in like)
+    vector, other = (torch.zeros(length + -length % exchange.slices, device=device) for _ in range(2))
+
+    def adding() -> None:
+        for _ in range(own - 1):
+            vector.add_(other)
+
+    parts: dict[str, Callable[[], object]] = {WITHIN: within, ADDING: adding}
+    if exchange.size > 1:
+        parts |= {BETWEEN: lambda: exchange.sum(vector), ALL_REDUCE: lambda: dist.all_reduce(vector)}
+    return parts
+
+
+def sent_in_a_step(step: Callable[[], object]) -> dict[str, Any]:
+    """Bytes that this process sends in a step, counted where torch.distributed is called, and by the kernel where TCP is used.
+
+    vector: bytes of the summed vector. The first step is not counted.
+    """
+    step()
+    dist.barrier()
+    before = tcp_bytes_sent()
+    with counted_calls() as calls:
+        step()
+    dist.barrier()  # its few bytes are counted too
+    by_tcp = tcp_bytes_sent() - before
+    return {"vector": calls.pop("vector"), "sent": dict(calls), "sent_by_tcp": by_tcp or None}
+
+
+@contextlib.contextmanager
+def counted_calls() -> Iterator[Counter[str]]:
+    """Within the block, count the bytes that this process's collectives of the default group send, by their names.
+
+    vector: of the largest tensor given to all_to_all_single.
+    """
+    calls: Counter[str] = Counter()
+    others = dist.get_world_size() - 1
+
+    def all_to_all(output: Tensor, input: Tensor, *rest: Any, **options: Any) -> Any:
+        calls["all_to_all"] += input.nbytes * others // (others + 1)
+        calls["vector"] = max(calls["vector"], input.nbytes)
+        return originals["all_to_all_single"](output, input, *rest, **options)
+
+    def all_gather(name: str, output: Tensor, input: Tensor, *rest: Any, **options: Any) -> Any:
+        calls["all_gather"] += input.nbytes * others
+        return originals[name](output, input, *rest, **options)
+
+    gathers = [name for name in ("all_gather_single", "all_gather_into_tensor") if hasattr(dist, name)]
+    wrappers: dict[str, Any] = {"all_to_all_single": all_to_all}
+    wrappers |= {name: functools.partial(all_gather, name) for name in gathers}
+    originals = {name: getattr(dist, name) for name in wrappers}
+    try:
+        for name, wrapper in wrappers.items():
+            setattr(dist, name, wrapper)
+        yield calls
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def tcp_bytes_sent() -> int:
+    """Bytes that others have received from this process's open TCP connections, as Linux counts them; 0 elsewhere."""
+    total = 0
+    for descriptor in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor))) as connection:
+            connection.getpeername()
+            if connection.family in (socket.AF_INET, socket.AF_INET6) and connection.type == socket.SOCK_STREAM:
+                info = connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
+                total += struct.unpack_from("=Q", info, _ACKNOWLEDGED)[0]
+    return total
+
+
+def command(job: RankJob, out: Path) -> list[str]:
+    """The command that starts the processes of a job; the first one writes what `measure` returns to `out`, as JSON."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(job.processes)]
+    return [*torchrun, "-m", "benchmarks.common.rank_process", json.dumps(asdict(job)), str(out)]
+
+
+def main(job: str, out: str) -> None:
+    """See `command`."""
+    die_with_parent(signal.SIGKILL)
+    group = WorkerGroup.join()
+    with group.reports_once():
+        measured = measure(RankJob(**json.loads(job)), group)
+    if group.is_main:
+        write_json(Path(out), measured)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
