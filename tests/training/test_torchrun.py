@@ -152,15 +152,17 @@ def test_a_stop_request_to_one_process(out: Path, arguments: Callable[..., list[
 
 
 @LONG
-def test_no_process_outlives_torchrun(out: Path, arguments: Callable[..., list[str]], uninterrupted: Path) -> None:
-    launcher = torchrun(4, arguments(out))
+@pytest.mark.parametrize("size", [1, 4])
+def test_no_process_outlives_torchrun(out: Path, arguments: Callable[..., list[str]], uninterrupted: Path, size: int) -> None:
+    launcher = torchrun(size, arguments(out))
     assert trains(launcher, out)
     left = list(workers(launcher).values())
-    assert len(left) == 4
+    assert len(left) == size
     launcher.send_signal(signal.SIGKILL)
     launcher.finish()
     _, alive = psutil.wait_procs(left, timeout=scaled(60))
     assert not alive
+    assert step(out) < STEPS * EPOCHS, "it did not train on without its launcher"
     assert torchrun(4, arguments(out)).finish(300).code == 0
     same(out, uninterrupted)
 
