@@ -111,9 +111,7 @@ def test_one_checkpoint_for_any_number_of_processes(bench: Bench, settings: tupl
     backend = next((each.removeprefix("data.backend=") for each in settings if each.startswith("data.backend=")), "")
     if backend in ("ffcv", "dali"):
         pytest.importorskip({"dali": "nvidia.dali"}.get(backend, backend))
-        derived = {"ffcv": ["--formats", "ffcv"], "dali": ["--formats", "dali"]}[backend]
-        made = commands.run("data", "derive", bench.data, *derived)
-        assert made.code in (0, 2), made
+        assert commands.run("data", "derive", bench.data, "--formats", backend).code == 0
     results = {}
     for group in ("1", "2", "4:2"):
         ended = bench.run(group, group, *settings, source=source)
