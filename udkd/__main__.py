@@ -2,13 +2,13 @@
 
 import os
 
-from udkd.utils.launcher import exit_with_launcher, is_torchrun_worker
+from udkd.utils.launcher import exit_with_launcher, is_started_by_torchrun
 from udkd.utils.signals import exit_at_once, signal_handler
 
 
 def main() -> None:
     """Entry point of the console command."""
-    if is_torchrun_worker():
+    if is_started_by_torchrun():
         exit_with_launcher()
     with signal_handler(exit_at_once):
         from udkd.utils.stdio import install_safe_streams

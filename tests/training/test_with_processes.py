@@ -39,5 +39,5 @@ def test_their_error_is_raised(tmp_path: Path, dataset: DatasetFolder, cache: Pa
     job = TrainJob(recipe=small_recipe(*SLICED), data=dataset.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")
     with pytest.raises(RunError, match="none: no such folder; expected a finished teacher cache"):
         train_with_processes(job, 2)
-    with pytest.raises(ConfigError, match=r"3 processes train together and train\\.slices is 2"):
+    with pytest.raises(ConfigError, match=r"3 processes train together and train\.slices is 2"):
         train_with_processes(job, 3)

@@ -31,6 +31,11 @@ def is_torchrun_worker(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
+def is_started_by_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process, perhaps alone, or its variables say so."""
+    return is_torchrun_worker(environment) or environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def is_torchrun_follower(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this is one of several processes, and not the one that talks to the user."""
     return is_torchrun_worker(environment) and environment.get("RANK", "0") != "0"

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from udkd.utils.errors import ConfigError, MismatchError, ProcessGroupError, RunError, UserError
-from udkd.utils.launcher import LAUNCHER_GONE, is_torchrun_gone, is_torchrun_worker
+from udkd.utils.launcher import LAUNCHER_GONE, is_started_by_torchrun, is_torchrun_gone, is_torchrun_worker
 from udkd.utils.operating_system import available_cores, die_with_parent
 
 _POLL_S = 0.05
@@ -59,9 +59,10 @@ class WorkerGroup:
 
         ProcessGroupError: the store or a process does not answer.
         """
+        if is_started_by_torchrun(environment):
+            die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up
         if not is_torchrun_worker(environment):
             return cls()
-        die_with_parent(signal.SIGTERM)  # not SIGKILL: from here on there is something to clean up
         if is_torchrun_gone(environment):
             raise ProcessGroupError(LAUNCHER_GONE)
         from torch.distributed.distributed_c10d import PrefixStore  # takes seconds, and a single process does not need it
