@@ -30,6 +30,9 @@ targets equal the teacher's logits, recomputed on the same GPU, bit for bit; so 
 
 TRAIN = "-m udkd train smoke --data {folder}/data --device {device} --out {folder}/{name} --set train.threads=1"
 CACHED = f"{TRAIN} --cache {{folder}}/cache"
+TWO = "-m torch.distributed.run --standalone --nproc-per-node 2"  # on one GPU
+ON_ONE = CACHED.replace("{device}", "{device}:0")
+SLICES = "--set train.input=resident --set train.slices=4 --set train.deterministic=true"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ CHECKS = (
     ),
     Check("fused", f"{CACHED} --set train.compile=loss --set train.loss_impl=fused", ("cache",), needs_gpu=True),
     Check("bfloat16", f"{CACHED} --set train.precision=bfloat16", ("cache",), needs_gpu=True),
+    Check("slices", f"{CACHED} {SLICES}", ("cache",), needs_gpu=True),
+    Check("slices-cuda-graph", f"{CACHED} {SLICES} --set train.cuda_graph=true", ("cache",), needs_gpu=True),
+    Check("slices-of-two", f"{TWO} {ON_ONE} {SLICES}", ("cache",), needs_gpu=True),
+    Check("students-of-two", f"{TWO} {ON_ONE} --set train.parallel=students", ("cache",), needs_gpu=True),
     Check("live", f"{TRAIN} --teacher {{folder}}/teacher --set teacher.source=live --backend folder", ("teacher",)),
     Check("evaluation", "-m udkd eval {folder}/stream --device {device}", ("stream",)),
     Check(
@@ -80,7 +87,14 @@ CHECKS = (
         needs_gpu=True,
     ),
 )
-SAME_BITS = (("stream", "live"), ("stream", "resident"), ("cuda-graph", "cuda-graph-again"))
+SAME_BITS = (
+    ("stream", "live"),
+    ("stream", "resident"),
+    ("cuda-graph", "cuda-graph-again"),
+    ("slices", "slices-cuda-graph"),
+    ("slices", "slices-of-two"),
+    ("stream", "students-of-two"),
+)
 """Trainings whose weights are compared at the end. A difference is no failure: a GPU may sum in varying order."""
 
 PASSED = "passed"

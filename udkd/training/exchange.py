@@ -81,7 +81,8 @@ class Exchange:
     def _connect(self) -> None:
         """Connect the processes: with NCCL where each has a GPU of its own, else with Gloo, through the host's memory."""
         group = self.group
-        own_gpu = self.device.type == "cuda" and self.device.index == group.local_rank and dist.is_nccl_available()
+        places = group.gather("device", f"{group.hosts[group.rank]} {self.device}")
+        own_gpu = self.device.type == "cuda" and len(set(places)) == group.size and dist.is_nccl_available()
         self._wire = self.device if own_gpu else _CPU
         with contact():
             dist.init_process_group(
