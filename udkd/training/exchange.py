@@ -81,8 +81,9 @@ class Exchange:
     def _connect(self) -> None:
         """Connect the processes: with NCCL where each has a GPU of its own, else with Gloo, through the host's memory."""
         group = self.group
-        places = group.gather("device", f"{group.hosts[group.rank]} {self.device}")
-        own_gpu = self.device.type == "cuda" and len(set(places)) == group.size and dist.is_nccl_available()
+        gpu = str(torch.cuda.get_device_properties(self.device).uuid) if self.device.type == "cuda" else ""
+        gpus = group.gather("GPU", gpu)
+        own_gpu = bool(gpu) and len(set(gpus)) == group.size and dist.is_nccl_available()
         self._wire = self.device if own_gpu else _CPU
         with contact():
             dist.init_process_group(
