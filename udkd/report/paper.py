@@ -119,6 +119,7 @@ NUM_CLASSES = 100
 TRAIN_IMAGES = 130_000
 SETTINGS: tuple[tuple[str, str, object], ...] = (
     ("train.batch_size", "batch size", 64),
+    ("train.slices", "slices of a batch, each with its own batch norm statistics", 1),
     ("views.scheme", "training crops", "random_resized"),
     ("views.scale", "crop area", [0.08, 1.0]),
     ("views.flip", "flip probability", 0.5),

@@ -103,7 +103,7 @@ class Trainer:
                     self._restore()
                 if job.extend and self.run_folder.extend(job.extend, self.step):
                     self.job.observer.note(f"extended to {job.extend} epochs")
-                if job.group.size > 1:
+                if job.group.size > 1 or "processes" in self.run_folder.provenance:
                     self.run_folder.add_processes(self.step, job.group.hosts)
             self._share_state()
             self._resources = stack.pop_all()
