@@ -131,7 +131,7 @@ def test_the_number_of_processes_changes(out: Path, arguments: Callable[..., lis
         assert "stopped" in ended.err
     assert STEPS <= step(out) < STEPS * EPOCHS, "it was stopped in the middle"
     assert torchrun(4, arguments(out)).finish(300).code == 0
-    assert [len(each["hosts"]) for each in RunFolder.open(out).provenance["processes"]] == [4, 2, 4]
+    assert [len(each["hosts"]) for each in RunFolder.open(out).provenance["processes"]] == [4, 2, 1, 4]
     same(out, uninterrupted)
 
 
