@@ -35,7 +35,7 @@ def test_without_summaries_a_short_task_prints_nothing(capsys: pytest.CaptureFix
 def test_torch_is_not_imported() -> None:
     """The converter uses this module, and explains a MemoryError like any other program."""
     code = (
-        "import sys; from udkd.utils.terminal import _explain_machine_error as explain; "
+        "import sys; from udkd.utils.terminal import explain_machine_error as explain; "
         "assert 'torch' not in sys.modules; assert explain(ValueError()) is None; print(explain(MemoryError()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from udkd.utils.files import atomic_write
 from udkd.utils.output import json_result, print_error, print_json, print_warning
 from udkd.utils.printable import printable
 from udkd.utils.progress import SILENT
-from udkd.utils.terminal import DeviceOption, JsonOption, err, observed, out
+from udkd.utils.terminal import DeviceOption, JsonOption, err, explain_machine_error, observed, out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +90,7 @@ def build(
     from udkd.utils.workers import WorkerGroup
 
     group = WorkerGroup.join()
-    with group.reports_once():
+    with group.reports_once(explain_machine_error):
         if views is not None and views != "eval" and not (views.isdecimal() and int(views) > 0):
             raise ConfigError(f"--views {views!r}; expected eval or a number of views; change it")
         settings = list(overrides or [])

@@ -187,8 +187,9 @@ def study_command(
     from udkd.study.processes import StudyProcess
     from udkd.study.runner import StudyContext
     from udkd.training.exchange import require_divisible
-    from udkd.utils.environment import choose_device
+    from udkd.utils.environment import choose_device, set_cublas_workspace
 
+    set_cublas_workspace(deterministic=any(trial.recipe.train.deterministic for plan in plans for trial in plan.trials))
     for trial in [trial for plan in plans for trial in plan.trials]:
         require_divisible(trial.recipe.train, len(trial.recipe.students), processes)
     selected = choose_device("cpu" if submit and device == "cuda" else device)  # the machine that submits may lack a GPU
@@ -330,7 +331,7 @@ def _submit(
     command = StudyCommand(options=options, studies=ctx.params["studies"])
     folder, observer = todo[0][1].folder.out / "jobs", todo[0][1].observer
     if ctx.params["submit"] == "local":
-        visible = [] if on_cpu else _visible_gpus()
+        visible = [] if on_cpu else _visible_gpus(ctx.params["processes"])
         count = min(len(left), at_once or max(1, len(visible)))
         code = run_locally(command, Share.all(count), folder, visible, observer)
         if code:
@@ -369,12 +370,15 @@ def _given_options(ctx: typer.Context) -> list[str]:
     return words
 
 
-def _visible_gpus() -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES, one for each GPU that this process may use."""
+def _visible_gpus(each: int) -> list[str]:
+    """Values of CUDA_VISIBLE_DEVICES, one for every `each` of the GPUs that this process may use. Raises ConfigError."""
     import torch
 
     given, number = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
-    return given.split(",")[:number] if given else [str(index) for index in range(number)]
+    gpus = given.split(",")[:number] if given else [str(index) for index in range(number)]
+    if 0 < number < each:
+        raise ConfigError(f"--nproc-per-run {each} and {number} GPUs; expected as many; lower it, or use --device cpu")
+    return [",".join(gpus[first : first + each]) for first in range(0, number - each + 1, each)]
 
 
 def _run(

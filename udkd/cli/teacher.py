@@ -11,7 +11,7 @@ from udkd.cli.summary import print_outcome
 from udkd.utils.commands import Commands
 from udkd.utils.errors import ConfigError
 from udkd.utils.progress import SILENT
-from udkd.utils.terminal import DeviceOption, observed, out, stop_requests
+from udkd.utils.terminal import DeviceOption, explain_machine_error, observed, out, stop_requests
 
 if TYPE_CHECKING:
     from udkd.augment.preprocessing import Preprocessing
@@ -49,7 +49,7 @@ def fit(
     from udkd.utils.workers import WorkerGroup
 
     group = WorkerGroup.join()
-    with group.reports_once():
+    with group.reports_once(explain_machine_error):
         settings = [*(overrides or []), *([f'fit.architecture="{architecture}"'] if architecture else [])]
         settings += [f'fit.loss="{loss}"'] if loss else []
         teacher_recipe = load_recipe(recipe, settings).for_teacher()  # before the imports that take seconds
@@ -58,8 +58,9 @@ def fit(
         from udkd.training.make_teacher import evaluate_and_write, from_run
         from udkd.training.run_folder import RunFolder
         from udkd.training.trainer import TrainJob, train
-        from udkd.utils.environment import choose_device
+        from udkd.utils.environment import choose_device, set_cublas_workspace
 
+        set_cublas_workspace(deterministic=teacher_recipe.train.deterministic)
         locked = new_teacher(teacher) if group.is_main else contextlib.nullcontext()
         with locked, observed() as observer, stop_requests(announce=group.is_main) as stopped:
             job = TrainJob(

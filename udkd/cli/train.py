@@ -9,7 +9,7 @@ import typer
 from udkd.cli.arguments import BackendOption, DatasetOption, RecipeArgument, SetOption
 from udkd.cli.summary import print_outcome
 from udkd.utils.progress import SILENT
-from udkd.utils.terminal import DeviceOption, observed, stop_requests
+from udkd.utils.terminal import DeviceOption, explain_machine_error, observed, stop_requests
 
 
 def train_command(
@@ -57,14 +57,15 @@ def train_command(
     from udkd.utils.workers import WorkerGroup
 
     group = WorkerGroup.join()
-    with group.reports_once():
+    with group.reports_once(explain_machine_error):
         settings = [*(overrides or []), *([f'data.backend="{backend}"'] if backend else [])]
         loaded = load_recipe(recipe, settings)  # before the imports that take seconds: a wrong key is reported at once
         from udkd.training.exchange import require_divisible
         from udkd.training.make_targets import with_targets
         from udkd.training.trainer import TrainJob, train
-        from udkd.utils.environment import choose_device
+        from udkd.utils.environment import choose_device, set_cublas_workspace
 
+        set_cublas_workspace(deterministic=loaded.train.deterministic)
         require_divisible(loaded.train, len(loaded.students), group.size)
         with observed() as observer:
             job = TrainJob(

@@ -264,6 +264,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_deterministic(self) -> Self:
+        if self.train.deterministic and self.perf.cudnn_benchmark:
+            raise ValueError(
+                "train.deterministic and perf.cudnn_benchmark are true, and the latter chooses kernels by their time; expected "
+                "at most one of them; set one to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_schedules(self) -> Self:
         for index, student in enumerate(self.students):
             epochs, used = self.train.epochs - student.start_epoch, student.warmup_epochs + student.decay_epochs

@@ -487,7 +487,10 @@ class TrainSection(Section):
     )
     cuda_graph: bool = Field(default=False, description="replay each step as one CUDA graph; needs input = resident")
     threads: int = Field(
-        default=0, ge=0, le=1024, description="PyTorch's CPU threads; 0: PyTorch's default, and 1 where slices is above 1"
+        default=0,
+        ge=0,
+        le=1024,
+        description="PyTorch's CPU threads; 0: PyTorch's default, 1 with slices or parallel = students",
     )
     lr_base_batch_size: int = Field(
         default=0,
@@ -544,8 +547,8 @@ class TrainSection(Section):
 
     @property
     def cpu_threads(self) -> int:
-        """PyTorch's CPU threads, 0 for its default: slices have the same bits only with a number that does not vary."""
-        return self.threads or (1 if self.slices > 1 else 0)
+        """PyTorch's CPU threads, 0 for its default: several processes compute the bits of one only with the same number."""
+        return self.threads or (1 if self.slices > 1 or self.parallel == "students" else 0)
 
 
 class PerfSection(Section):

@@ -361,7 +361,8 @@ def _train_to_end(
         observer=context.observer,
         stopped=context.stopped,
     )
-    if context.processes == 1:
+    nothing_to_share = recipe.train.slices == 1 and recipe.train.parallel == "slices"  # a teacher, beside parallel students
+    if context.processes == 1 or nothing_to_share:
         return train(job).finished
     train_with_processes(job, context.processes)
     return is_finished(run, recipe)

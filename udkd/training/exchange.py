@@ -115,6 +115,11 @@ class Exchange:
         self._levels = []
 
     @property
+    def through_host(self) -> bool:
+        """Whether what the processes exchange goes through the host's memory."""
+        return self.size > 1 and self._wire != self.device
+
+    @property
     def size(self) -> int:
         """W, the number of processes."""
         return self.group.size

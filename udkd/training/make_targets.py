@@ -24,7 +24,8 @@ def with_targets(job: TrainJob, teacher: str | Path | None) -> TrainJob:
     if teacher is None or not job.recipe.needs_teacher:
         return job if teacher is None else replace(job, teacher=_folder(teacher))
     require_no_other(job.out, "run")  # before anything is written
-    resumed = job.resume and RunFolder.is_at(job.out)
+    # The main process knows: a shared disk may show the others an older state.
+    resumed = bool(job.group.gather("resumed", job.resume and RunFolder.is_at(job.out))[0])
     if job.extend and not resumed:
         RunFolder.open(job.out)  # raises
     folder = _folder(teacher) or _imported(job, str(teacher))

@@ -33,7 +33,7 @@ FORMAT = 2
 UNCHECKED = 1
 """The format without checksums."""
 
-_LOOP_KEYS = ("loggers", "tensorboard", "log_every", "checkpoint_", "keep_", "parallel")
+_LOOP_KEYS = ("loggers", "tensorboard", "log_every", "checkpoint_", "keep_")
 _MAY_DIFFER = ("data.", *(f"train.{key}" for key in _LOOP_KEYS))
 """Beginnings of the keys that a resumed run may have other values of: they change no pixel and no weight."""
 
@@ -57,7 +57,9 @@ class RunFolder:
         Raises RunError where the folder already holds another run, or a dataset, teacher or cache.
         """
         run = cls(path)
-        if (path / "config.json").exists() and run.is_begun:
+        if run.is_begun and not cls.is_at(path):
+            raise RunError(f"{path} holds a run without config.json; expected all of its files; restore it or choose another")
+        if run.is_begun:
             raise RunError(f"{path} already holds a run; expected a new folder; continue it with --resume or choose another")
         require_no_other(path, "run")
         (path / "config.json").unlink(missing_ok=True)  # of a run that has kept nothing: no mixture of both can be resumed

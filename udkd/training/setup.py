@@ -36,6 +36,7 @@ from udkd.training.runners import ResidentRunner, StepRunner, StreamingRunner
 from udkd.training.schedule import EpochSchedule
 from udkd.training.student import make_students
 from udkd.utils.errors import ConfigError, DataError
+from udkd.utils.operating_system import available_cores
 from udkd.utils.progress import SILENT, Observer
 from udkd.utils.rng import Stream, permutation
 from udkd.utils.workers import SINGLE_PROCESS, WorkerGroup
@@ -163,6 +164,10 @@ class TrainSetup:
             )
         if recipe.train.cuda_graph and device.type != "cuda":
             raise ConfigError("train.cuda_graph is true; expected a CUDA device; set it to false")
+        if recipe.train.cuda_graph and exchange.through_host:
+            raise ConfigError(
+                "train.cuda_graph is true and processes share a GPU; expected a GPU for each, as NCCL does; set it to false"
+            )
         live = recipe.needs_teacher and recipe.teacher.source == "live"
         if recipe.train.cuda_graph and live and recipe.teacher.estimator == "mc_dropout":
             raise ConfigError(
@@ -193,7 +198,10 @@ class TrainSetup:
     def _open_backend(self, name: str) -> Backend:
         settings, job = self.recipe.data, self.job
         split = self.dataset.split(name)
-        return open_backend(settings.backend, split, job.device, workers=settings.workers, observer=job.observer)
+        workers = settings.workers
+        if job.group.local_size > 1 and not workers:
+            workers = max(1, available_cores() // job.group.local_size)
+        return open_backend(settings.backend, split, job.device, workers=workers, observer=job.observer)
 
     def _connect(self, teacher: TargetSource) -> list[Connection]:
         """Connect the students to their teacher as loss.method says. A live teacher then returns the maps that it needs."""
@@ -227,7 +235,7 @@ class TrainSetup:
         sections = self.recipe.students
         chosen = [each for each in self.students if sections[each.index].init_from or sections[each.index].pretrained]
         resumed = self.job.resume and RunFolder.is_at(self.job.out) and RunFolder.open(self.job.out).has_checkpoint
-        if resumed or not chosen:
+        if resumed or not chosen or not self.job.group.is_main:  # the others get them from the main process
             return {}
         digests = {}
         for student in chosen:

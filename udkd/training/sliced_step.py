@@ -28,9 +28,11 @@ class SlicedStep:
             modules += [student.model, *([] if student.connector is None else [student.connector])]
         self._parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
         buffers = [buffer for module in modules for buffer in module.buffers()]
-        self._statistics = [buffer for buffer in buffers if buffer.is_floating_point()]
-        counters = [buffer for buffer in buffers if not buffer.is_floating_point()]
-        self._buffers = [(same, [torch.empty_like(each) for each in same]) for same in (self._statistics, counters) if same]
+        is_sum = [buffer.is_floating_point() and bool(buffer.isfinite().all()) for buffer in buffers]
+        self._statistics = [buffer for buffer, each in zip(buffers, is_sum, strict=True) if each]
+        counters = [buffer for buffer, each in zip(buffers, is_sum, strict=True) if not each]
+        self._before = [torch.empty_like(buffer) for buffer in self._statistics]
+        self._buffers = [(self._statistics, self._before), (counters, [torch.empty_like(buffer) for buffer in counters])]
         self._trained: list[nn.Parameter] = []  # those that get a gradient
         self._vectors: SliceVectors | None = None
 
@@ -49,10 +51,10 @@ class SlicedStep:
         now = self._step.begin(step, schedule)
         size = len(batch.labels) // len(exchange.own)
         for buffers, before in self._buffers:
-            torch._foreach_copy_(before, buffers)
+            _copy(before, buffers)
         for turn, index in enumerate(exchange.own):
             for buffers, before in self._buffers if turn else ():
-                torch._foreach_copy_(buffers, before)
+                _copy(buffers, before)
             part = batch.rows(slice(turn * size, (turn + 1) * size))
             means_RN, total = self._step.backward(part, schedule, now, metrics, index)
             self._add(index, means_RN, total)
@@ -61,7 +63,8 @@ class SlicedStep:
         for parameter, gradient in zip(self._trained, tensors, strict=False):
             parameter.grad = gradient.to(parameter.dtype)
         if self._statistics:
-            torch._foreach_copy_(self._statistics, tensors[len(self._trained) :])
+            torch._foreach_copy_(self._statistics, self._before)
+            torch._foreach_add_(self._statistics, tensors[len(self._trained) :])
         self._step.finish(now)
         means, totals_S, wishes_2 = torch.split(more, [means_RN.numel(), exchange.slices, 2])
         exchange.found_2.copy_(wishes_2)
@@ -79,6 +82,13 @@ class SlicedStep:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
         totals_S = torch.zeros(slices, device=total.device)
         totals_S[index] = total
-        self._vectors.add([*gradients, *self._statistics], [means_RN, totals_S, self._exchange.wanted_2])
+        # Changes, which are exactly 0 for buffers that are constant.
+        changes = list(torch._foreach_sub(self._statistics, self._before)) if self._statistics else []
+        self._vectors.add([*gradients, *changes], [means_RN, totals_S, self._exchange.wanted_2])
         for parameter in self._parameters:
             parameter.grad = None
+
+
+def _copy(into: list[Tensor], tensors: list[Tensor]) -> None:
+    if into:
+        torch._foreach_copy_(into, tensors)

@@ -117,7 +117,7 @@ class Trainer:
             "pixel_class": setup.backend.describe(),
             "device": self.job.device.type,
             "torch": torch.__version__,
-        } | {name: setup.provenance.get(name) for name in ("cache_key", "teacher_sha256", "starts")}
+        } | {name: setup.provenance.get(name) for name in ("cache_key", "teacher_sha256")}
         values = [flatten(facts) for facts in group.gather("setup", own)]
         for rank, facts in enumerate(values):
             names = sorted(values[0].keys() | facts.keys())

@@ -55,8 +55,10 @@ def train_with_processes(job: TrainJob, processes: int) -> None:
                 # One process is enough, as they agree on the step. torchrun would kill them after some time.
                 asked = asked or (job.stopped() and _terminate_one(child))
         reader.join(timeout=10)
-    if code and not asked:
-        raise RunError(error[0] if error else f"torchrun ended with exit code {code}; expected 0; see its output in {job.out}")
+    if error and not error[0].startswith("stopped by"):  # while it started
+        raise RunError(error[0])
+    if code and not (asked or job.stopped()):
+        raise RunError(f"torchrun ended with exit code {code}; expected 0; run it again")
 
 
 def _command(job: TrainJob, recipe: Path, processes: int) -> list[str]:

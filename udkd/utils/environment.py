@@ -92,12 +92,18 @@ def cudnn_benchmark(search: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+def set_cublas_workspace(*, deterministic: bool) -> None:
+    """Let cuBLAS add in a fixed order, which it does only if this is set before it is first used in the process."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 @contextlib.contextmanager
 def deterministic(only: bool) -> Iterator[None]:
     """Within the block, PyTorch uses only kernels whose sums have a fixed order (only); it raises an error for others."""
     before = torch.are_deterministic_algorithms_enabled()
     if only:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        set_cublas_workspace(deterministic=True)
         torch.use_deterministic_algorithms(True)
     try:
         yield

@@ -173,14 +173,16 @@ def stop_requests(*, announce: bool = True) -> Iterator[StopRequest]:
 def run(app: Callable[[], object]) -> None:
     """Run a command line, a typer.Typer; see udkd.utils.output.run."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # in a home that is read-only it warns of its temporary folder
-    output.run(app, _explain_machine_error)
+    output.run(app, explain_machine_error)
 
 
-def _explain_machine_error(error: Exception) -> str | None:
+def explain_machine_error(error: Exception) -> str | None:
     """One line for an error caused by the machine and not by the program; None for any other error."""
     if not isinstance(error, MemoryError | RuntimeError):
         return None
     text = str(error) or type(error).__name__
+    if "does not have a deterministic implementation" in text:
+        return f"{_first_line(text)}; expected a network without it; set train.deterministic to false"
     torch = sys.modules.get("torch")  # not imported here: the converter uses this module without it
     out_of_memory = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
     if isinstance(error, out_of_memory) or "allocate memory" in text:

@@ -11,7 +11,7 @@ import platform
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -140,28 +140,30 @@ class WorkerGroup:
         return count if self.store is None else int(_call_store(self.store.add, name, count))
 
     @contextlib.contextmanager
-    def reports_once(self) -> Iterator[None]:
+    def reports_once(self, explain: Callable[[Exception], str | None] = lambda error: None) -> Iterator[None]:
         """Of the errors that end the processes of a group, let one reach the user, with the rank and host it came from.
 
         The first error is published; the main process raises it, and the others exit with 1. Another process raises its own
         error if the main one does not: it may be gone, or wait in a kernel.
+        explain: the text of an error of the machine; other errors are bugs, whose process shows the traceback.
         """
         try:
             if self.failed_before is not None:
                 raise WorkerFailed(self.failed_before)
             yield
-        except UserError as error:
+        except Exception as error:
             if self.size == 1:
                 raise
-            if (reported := self._fail(error)) is None:
-                raise SystemExit(1) from None
-            raise reported from None
-        except Exception as error:  # a bug: its traceback is shown here
-            if self.size > 1:
+            text = None if isinstance(error, UserError) else explain(error)
+            explained = error if isinstance(error, UserError) else None if text is None else UserError(text)
+            if explained is None:
                 with contextlib.suppress(ProcessGroupError):
                     self._publish(f"{type(error).__name__}: {_first_line(error)}")
                     self.set("reported")
-            raise
+                raise
+            if (reported := self._fail(explained)) is None:
+                raise SystemExit(1) from None
+            raise reported from None
 
     def _fail(self, error: UserError) -> UserError | None:
         """The error that this process prints, or None where another one does."""
@@ -172,6 +174,8 @@ class WorkerGroup:
             if not isinstance(error, ProcessGroupError):
                 self._publish(str(error), final=isinstance(error, ConfigError | MismatchError | RunError))
             first = self._failure() or error
+            if isinstance(error, ProcessGroupError) and _call_store(self.store.check, ["reported"]):
+                return None
             if not self.is_main:
                 if self._wait_for("reported", _REPORT_S) or self.add("reporting", 1) > 1:
                     return None
