@@ -79,9 +79,9 @@ def test_what_is_no_teacher(tmp_path: Path, dataset: DatasetFolder, teacher: str
     assert not (tmp_path / "run").exists()
 
 
-def test_no_run_to_resume_is_said_before_a_teacher_is_imported(tmp_path: Path, dataset: DatasetFolder) -> None:
+def test_no_run_to_extend_is_said_before_a_teacher_is_imported(tmp_path: Path, dataset: DatasetFolder) -> None:
     with pytest.raises(RunError, match="is not a run"):
-        udkd.train(own_recipe(), data=dataset.path, teacher=OWN, out=tmp_path / "run", device="cpu", resume=True)
+        udkd.train(own_recipe(), data=dataset.path, teacher=OWN, out=tmp_path / "run", device="cpu", resume=True, extend=9)
     assert not (tmp_path / "run").exists()
 
 

@@ -106,10 +106,20 @@ def test_a_run_is_created_once(tmp_path: Path) -> None:
     assert run.is_begun
     with pytest.raises(RunError, match="already holds a run; expected a new folder; continue it with --resume"):
         new(tmp_path / "run")
-    (tmp_path / "run" / "config.json").unlink()  # as after a crash while it was made
+    (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(RunError, match="is not a run"):
         RunFolder.open(tmp_path / "run")
-    new(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunError, match=r"holds a run without config\.json; expected all of its files; restore it"):
+        new(tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before != b""
+
+
+def test_a_run_that_was_being_made_is_made_again(tmp_path: Path) -> None:
+    run = new(tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()  # as after a crash
+    assert not run.is_begun
+    assert new(tmp_path / "run").metrics() == []
 
 
 def test_an_error_while_saving_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
