@@ -37,8 +37,8 @@ def train(
     data, cache: folders. teacher: a folder, or a network with published weights, such as "timm/resnet50.a1_in1k", which is
     imported into out/teacher. Without `cache`, a recipe that needs one gets the teacher's in out/cache. A recipe with
     teacher.source = "live" needs no cache, one with "none" no teacher.
-    resume: continue the run in `out`, if there is one; extend: to so many epochs. progress: show a bar and notes on stderr or in the notebook, in
-    place of `observer`. Raises the UserErrors of udkd.training.trainer.train.
+    resume: continue the run in `out`, if there is one; extend: to so many epochs. progress: show a bar and notes on stderr or
+    in the notebook, in place of `observer`. Raises the UserErrors of udkd.training.trainer.train.
 
         udkd.train(data="data", teacher="timm/resnet50.a1_in1k", students=["resnet18", "mobilenet_v2"], out="run")
     """
