@@ -125,6 +125,37 @@ def test_one_checkpoint_for_any_number_of_processes(bench: Bench, settings: tupl
     assert RunFolder.open(bench.root / "4:2").provenance["processes"] == [{"step": 0, "hosts": hosts}]
 
 
+STUDENTS = ("train.parallel=students", "train.slices=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "source"),
+    [
+        pytest.param((), "cache", id="cache"),
+        pytest.param(
+            ("train.accumulate=2", "train.ema_decay=0.9", "train.precision=float16"), "cache", id="float16", marks=LONG
+        ),
+        pytest.param(("train.input=resident", *MIXING, *LIVE), "teacher", id="mixing, live", marks=LONG),
+    ],
+)
+def test_students_side_by_side_have_the_bits_of_one_process(bench: Bench, settings: tuple[str, ...], source: str) -> None:
+    """With train.threads as it is by default: torchrun sets one thread, a single process would have all."""
+    for group in ("1", "2"):
+        ended = bench.run(group, group, *STUDENTS, *settings, source=source, variables={"OMP_NUM_THREADS": group})
+        assert ended.code == 0, ended
+    assert bench.result("2") == bench.result("1")
+    assert bench.run("1", "other", *STUDENTS, "loss.gamma=0.0", "train.epochs=1").code == 0, "the control: peers matter"
+    assert bench.result("other")[1][0] != bench.result("1")[1][0]
+
+
+def test_students_side_by_side_go_on_in_one_process_and_back(bench: Bench) -> None:
+    for name, groups in {"two, one": ("2", "1"), "one, two": ("1", "2")}.items():
+        assert bench.run(groups[0], name, *STUDENTS, "train.epochs=1").code == 0
+        assert bench.run(groups[1], name, *STUDENTS, "train.epochs=1", options=("--resume", "--extend", "2")).code == 0
+    assert bench.result("one, two") == bench.result("two, one")
+    assert [each["step"] for each in RunFolder.open(bench.root / "two, one").provenance["processes"]] == [0, STEPS]
+
+
 def test_other_slices_and_another_order_give_other_bits(bench: Bench) -> None:
     """The control of the test above."""
     for name, settings in {"4": (), "2": ("train.slices=2",), "seed": ("train.seed=1",)}.items():
@@ -166,6 +197,13 @@ def test_a_step_sends_as_much_as_a_ring_all_reduce(bench: Bench, group: str) -> 
         ("2", ("train.accumulate=4",), "cache", ("accumulate is 4", "slices of 4 images")),
         ("2", ("loss.method=crd", *LIVE), "teacher", ("crd", "train.slices is 4")),
         ("2", ("train.lernrate=1",), "cache", ("lernrate",)),
+        (
+            "4",
+            ("train.parallel=students", "train.slices=1"),
+            "cache",
+            ("4 processes", "the recipe has 2", "one process for each"),
+        ),
+        ("2", ("train.parallel=students",), "cache", ("train.slices is 4", "expected 1")),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
