@@ -49,7 +49,7 @@ def test_follows_pytorchs_grad_scaler(name: str) -> None:
         found = [scale.unscale([p.grad]) for p in ours]  # type: ignore[list-item]
         for optimizer, found_inf in zip(own, found, strict=True):
             step_unless(optimizer, found_inf)
-        scale.update(found)
+        scale.update(torch.stack(list(found)))
         for optimizer in (*others, *own):
             optimizer.zero_grad()
         scales.append(float(scale.scale))

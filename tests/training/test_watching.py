@@ -81,7 +81,7 @@ class KilledAfter(Silent):
 def test_a_checkpoint_by_time_resumes_to_the_same_bits(
     tmp_path: Path, few: DatasetFolder, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = itertools.count(0, 40)  # seconds; saving looks at it too, so that a checkpoint is due in every second step
+    clock = itertools.count(0, 40)  # seconds; saving looks at it too, as does the end of an epoch
     monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter))
     settings = ("train.checkpoint_minutes=1", "train.keep_checkpoints=3")
     with pytest.raises(KeyboardInterrupt):
@@ -91,8 +91,8 @@ def test_a_checkpoint_by_time_resumes_to_the_same_bits(
     assert metrics_without_time(tmp_path / "run") == metrics_without_time(plain)
     last = json.loads((tmp_path / "run" / "checkpoints" / "last.json").read_text())
     assert last["sha256"] == checkpoint_hash(plain)
-    assert [record["file"] for record in last["older"]] == step_files(6, 4)
-    assert RunFolder.open(tmp_path / "run").load("6").progress.step == 6
+    assert [record["file"] for record in last["older"]] == step_files(7, 5)
+    assert RunFolder.open(tmp_path / "run").load("7").progress.step == 7
     assert verify_run(tmp_path / "run") == []
 
 
