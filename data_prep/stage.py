@@ -2,7 +2,7 @@
 
 Every byte is checked: the manifests by the sha256 in dataset.json; the images by the crc32c in the manifest, as in every read
 in training (`verify` checks their sha256); dataset.json by its digest of all these; report.json by its own checksum. What is
-between the images in a shard, and its index, follows from the manifest: it is not read but written anew.
+between the images in a shard, and its index, follows from the manifest, so it is written from that and not copied.
 
 Until all files are there and synced, dataset.json is called staging.json. No file of an unfinished folder is trusted: its
 images are checked like those of the source, and only the others are read from there.

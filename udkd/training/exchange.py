@@ -32,18 +32,18 @@ TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in a step."""
 
 _CPU = torch.device("cpu")
-_REPLY_STEPS = 8  # on a GPU: steps between a wish and its fulfilment, so that no step waits for the device
+_REPLY_STEPS = 8  # on a GPU: steps between a request and its effect, so that no step waits for the device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
+class Requests:
     """What any process wants to happen after a step: the run to stop, a checkpoint to be saved."""
 
     stop: bool
     save: bool
 
 
-NONE = Wishes(stop=False, save=False)
+NONE = Requests(stop=False, save=False)
 
 
 @final
@@ -51,7 +51,7 @@ class Exchange:
     """What a process computes of every step, and its communication with the others of a training run. Close it after use.
 
     parallel: "slices": each owns some slices of every batch; "students": the process of rank i trains student i.
-    wishes: those of this process, asked before every step.
+    requests: those of this process, asked before every step.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Exchange:
         device: torch.device = _CPU,
         *,
         parallel: Parallel = "slices",
-        wishes: Callable[[], Wishes] = lambda: NONE,
+        requests: Callable[[], Requests] = lambda: NONE,
     ) -> None:
         self.slices, self.group, self.device = slices, group, device
         self.by_student = parallel == "students" and group.size > 1
-        self._wishes = wishes
+        self._requests = requests
         self._levels: list[Any] = []
         self._wire = device
         if group.size > 1:
@@ -176,7 +176,7 @@ class Exchange:
             rows.copy_(wire)
 
     def gather_logits(self, own_BC: Tensor) -> list[Tensor]:
-        """The logits of every process's student, float32 [B, C] each, without gradient. The processes' wishes go with them."""
+        """The logits of every process's student, float32 [B, C], without gradient. The processes' requests go with them."""
         wire = torch.cat([own_BC.detach().float().reshape(-1), self.wanted_2]).to(self._wire)
         rows = torch.empty(self.size * len(wire), device=self._wire)
         with contact():
@@ -210,23 +210,23 @@ class Exchange:
         """Let the next step tell the other processes what this one wants."""
         if self.slices == self.size == 1:
             return
-        wishes = self._wishes()
-        if wishes != self._last:
-            self.wanted_2[0].fill_(float(wishes.stop))
-            self.wanted_2[1].fill_(float(wishes.save))
-            self._last = wishes
+        requests = self._requests()
+        if requests != self._last:
+            self.wanted_2[0].fill_(float(requests.stop))
+            self.wanted_2[1].fill_(float(requests.save))
+            self._last = requests
 
-    def agreed(self, *, finished_epoch: bool = False) -> Wishes:
+    def agreed(self, *, finished_epoch: bool = False) -> Requests:
         """What all processes do after the step just queued; the same on each of them.
 
         On a GPU it is what they wanted _REPLY_STEPS ago, except at the end of an epoch, so that the host does not wait for the
         step.
         """
         if self.slices == self.size == 1:
-            return self._wishes()
+            return self._requests()
         if self.device.type == "cpu":
             stop, save = (self.found_2 > 0).tolist()
-            return Wishes(stop=stop, save=save)
+            return Requests(stop=stop, save=save)
         found_2 = torch.empty(2, pin_memory=True)
         found_2.copy_(self.found_2, non_blocking=True)
         self._pending.append((found_2, torch.cuda.current_stream().record_event()))
@@ -239,7 +239,7 @@ class Exchange:
             self._ignored_saves = max(0, self._ignored_saves - 1)
         if save:  # the steps since then ask for the same checkpoint
             self._ignored_saves = len(self._pending)
-        return Wishes(stop=stop, save=save)
+        return Requests(stop=stop, save=save)
 
 
 def require_divisible(train: TrainSection, num_students: int, size: int) -> None:

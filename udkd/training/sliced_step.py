@@ -66,8 +66,8 @@ class SlicedStep:
             torch._foreach_copy_(self._statistics, self._before)
             torch._foreach_add_(self._statistics, tensors[len(self._trained) :])
         self._step.finish(now)
-        means, totals_S, wishes_2 = torch.split(more, [means_RN.numel(), exchange.slices, 2])
-        exchange.found_2.copy_(wishes_2)
+        means, totals_S, requests_2 = torch.split(more, [means_RN.numel(), exchange.slices, 2])
+        exchange.found_2.copy_(requests_2)
         batch_size = size * exchange.slices
         metrics.add(step, means.view(means_RN.shape), batch_size, totals_S, self._step.student_indices)
 

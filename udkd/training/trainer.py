@@ -18,7 +18,7 @@ from torch import Tensor
 from udkd.losses.schedules import EpochStats
 from udkd.training.build_step import compiles
 from udkd.training.checkpoints import Checkpoint
-from udkd.training.exchange import NONE, Exchange, Wishes
+from udkd.training.exchange import NONE, Exchange, Requests
 from udkd.training.loggers import LoggedRun, Loggers, epoch_values, require_loggers
 from udkd.training.loss_scale import MIN_SCALE
 from udkd.training.metrics import TrainMetrics, recorded_rows
@@ -73,7 +73,7 @@ class Trainer:
             self.setup = stack.enter_context(contextlib.closing(TrainSetup(job)))
             self._require_same_setups()  # and no collective before all processes are here, or one has said why it is not
             self.exchange = Exchange(
-                self.recipe.train.slices, job.group, job.device, parallel=self.recipe.train.parallel, wishes=self._wishes
+                self.recipe.train.slices, job.group, job.device, parallel=self.recipe.train.parallel, requests=self._requests
             )
             stack.callback(self.exchange.close)
             self._saved_at = time.monotonic()
@@ -221,13 +221,13 @@ class Trainer:
                 observer.advance(images, **(self._progress_fields(active) if log else {}))
                 if self._profiler is not None:
                     self._profiler.step()
-                wishes = self.exchange.agreed() if self.step % self.steps_per_epoch else NONE
-                if wishes.stop:
+                requests = self.exchange.agreed() if self.step % self.steps_per_epoch else NONE
+                if requests.stop:
                     observer.finish()
-                if wishes != NONE:
+                if requests != NONE:
                     self._collect_students()
                     self._save()
-                if wishes.stop:
+                if requests.stop:
                     return True
         self._train_row()  # waits for the device, so that `seconds` covers the work
         seconds = time.perf_counter() - started
@@ -349,11 +349,11 @@ class Trainer:
             shown["GPU"] = f"{torch.cuda.max_memory_allocated(self.job.device) / 2**30:.1f} GiB"
         return shown
 
-    def _wishes(self) -> Wishes:
+    def _requests(self) -> Requests:
         """Whether this process was asked to stop, and whether the last checkpoint is checkpoint_minutes old."""
         minutes = self.recipe.train.checkpoint_minutes
         due = self._is_main and minutes > 0 and time.monotonic() - self._saved_at >= 60 * minutes
-        return Wishes(stop=self.job.stopped(), save=due)
+        return Requests(stop=self.job.stopped(), save=due)
 
     def _keep_best(self, scores: Sequence[dict[str, float] | None]) -> None:
         """Keep the checkpoint just saved if no epoch had a better mean top-1. Epochs before a start_epoch do not count."""

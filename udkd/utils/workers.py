@@ -154,8 +154,9 @@ class WorkerGroup:
         except Exception as error:
             if self.size == 1:
                 raise
-            text = None if isinstance(error, UserError) else explain(error)
-            explained = error if isinstance(error, UserError) else None if text is None else UserError(text)
+            explained = error if isinstance(error, UserError) else None
+            if explained is None and (text := explain(error)) is not None:
+                explained = UserError(text)
             if explained is None:
                 with contextlib.suppress(ProcessGroupError):
                     self._publish(f"{type(error).__name__}: {_first_line(error)}")
