@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT := 0
 # Tests start many processes. Without bytecode on disk each of them compiles every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install test test-long quickstart docs wheel clean
+.PHONY: install test test-processes test-long quickstart docs wheel clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := install
 
@@ -20,6 +20,10 @@ test: install
 	$(BIN)/ruff format --check .
 	@echo "$(BIN)/mypy, beside the tests"; $(BIN)/mypy >.venv/mypy.log 2>&1 & types=$$!; \
 	$(PYTEST) --durations=15; tests=$$?; wait $$types; types=$$?; cat .venv/mypy.log; exit $$((tests | types))
+
+# What takes several processes a while: every kind of step, kills, lost machines, SLURM. 20 minutes on two quiet cores.
+test-processes: install
+	UDKD_LONG_TESTS=1 $(PYTEST) -m long --durations=15 $(addprefix tests/,training/test_processes.py training/test_torchrun.py study/test_submit.py)
 
 # Adds the variants that `make test` skips as long, and new random examples, for as long as that takes.
 test-long: install

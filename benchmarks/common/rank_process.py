@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.common.harness import CLASSES, canvases, make_step, paper_recipe
 from benchmarks.common.timing import Variant, side_by_side
+from udkd.config.recipe import Recipe
 from udkd.training.exchange import Exchange, SliceVectors
 from udkd.training.student import make_students
 from udkd.utils.environment import choose_device, set_threads
@@ -27,9 +28,9 @@ from udkd.utils.files import write_json
 from udkd.utils.operating_system import die_with_parent
 from udkd.utils.workers import WorkerGroup
 
-STEP, WITHIN, ADDING, BETWEEN, ALL_REDUCE = "step", "within", "adding", "between", "all_reduce"
-"""What is timed: the complete step; packing the slices of this process and adding them as a tree; adding alone; the exchange
-between processes; and DDP's collective for the same vector.
+STEP, ALONE, WITHIN, ADDING, BETWEEN, ALL_REDUCE = "step", "alone", "within", "adding", "between", "all_reduce"
+"""What is timed: the complete step; the same in all processes at once, with no exchange between them; packing the slices of a
+process and adding them as a tree; adding alone; the exchange between processes; and DDP's collective for the same vector.
 """
 WARM_UP, ROUNDS = 1, 3
 EXCHANGES = 4  # timed per step: they are shorter
@@ -62,10 +63,14 @@ def _count(number: int, one: str, many: str) -> str:
 def measure(job: RankJob, group: WorkerGroup) -> dict[str, Any]:
     """Seconds by what is timed, one entry per round; bytes of the vector, and that this process sends in a step."""
     device = choose_device(group.device_name(job.device))
-    fixed = [f"train.slices={job.slices}", *job.settings]
-    if device.type == "cpu":  # as many threads for one process as for each of several; the loss is 1 % of a step
-        fixed += ["train.threads=1", 'train.compile="off"']
-    recipe = paper_recipe(device, *fixed, px=job.px, batch=job.batch)
+    # On a CPU as many threads for one process as for each of several; the loss is 1 % of a step.
+    threads = ["train.threads=1", 'train.compile="off"'] if device.type == "cpu" else []
+
+    def make_recipe(slices: int, batch: int, *more: str) -> Recipe:
+        settings = [f"train.slices={slices}", *job.settings, *threads, *more]
+        return paper_recipe(device, *settings, px=job.px, batch=batch)
+
+    recipe = make_recipe(job.slices, job.batch)
     set_threads(recipe.train.cpu_threads)
     samples = canvases(2 * job.batch, min(job.px * 8 // 7, 256), device)
     with contextlib.closing(Exchange(job.slices, group, device)) as exchange:
@@ -74,10 +79,15 @@ def measure(job: RankJob, group: WorkerGroup) -> dict[str, Any]:
         if group.size > 1:
             calls = step
             if recipe.train.cuda_graph:  # whose replay makes no calls
-                fixed += ['train.compile="off"', "train.cuda_graph=false"]
-                calls = make_step(paper_recipe(device, *fixed, px=job.px, batch=job.batch), samples, device, exchange=exchange)
+                eager = make_recipe(job.slices, job.batch, 'train.compile="off"', "train.cuda_graph=false")
+                calls = make_step(eager, samples, device, exchange=exchange)
             traffic = sent_in_a_step(calls.run)
         variants = [_repeated(STEP, step.run, job.steps)]
+        if group.size > 1:
+            own = len(exchange.own)
+            recipe_alone = make_recipe(own, job.batch // group.size)
+            alone = make_step(recipe_alone, samples, device, exchange=Exchange(own, device=device))
+            variants.append(_repeated(ALONE, alone.run, job.steps))
         if job.slices > 1:
             students = make_students(recipe, CLASSES, device)
             buffers = [buffer for student in students for buffer in student.model.buffers() if buffer.is_floating_point()]

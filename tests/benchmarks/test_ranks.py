@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import ranks
-from benchmarks.common.rank_process import ADDING, ALL_REDUCE, BETWEEN, STEP, WITHIN, RankJob, sent_in_a_step
+from benchmarks.common.rank_process import ADDING, ALL_REDUCE, ALONE, BETWEEN, STEP, WITHIN, RankJob, sent_in_a_step
 from benchmarks.common.results import BenchmarkResult
 from tests.forks import forked
 from udkd.training.exchange import Exchange
@@ -58,7 +58,7 @@ def measured(step: float, within: float, adding: float, between: float | None = 
     seconds = {STEP: [9.0, step, 0.1], WITHIN: [within], ADDING: [adding]}
     if between is None:
         return {"seconds": seconds}
-    seconds |= {BETWEEN: [between], ALL_REDUCE: [between / 2]}
+    seconds |= {BETWEEN: [between], ALL_REDUCE: [between / 2], ALONE: [step - 2 * between]}
     return {"seconds": seconds, "vector": 100, "sent": {"all_to_all": 50, "all_gather": 50}, "sent_by_tcp": 101}
 
 
@@ -71,10 +71,13 @@ def test_efficiency_and_share_are_taken_within_rounds() -> None:
     single = [{"seconds": {STEP: [seconds]}} for seconds in (1.0, 2.0, 1.0)]
     double = [measured(*each) for each in ((2.0, 0.2, 0.0, 0.3), (2.5, 0.25, 0.0, 0.25), (1.25, 0.25, 0.0, 0.25))]
     ranks.add_rows(result, dict(zip(jobs, (single, double), strict=True)))
-    plain, row = result.rows
-    assert plain["efficiency"]["each"] == [1, 1, 1]
+    plain, row, alone = result.rows
+    assert plain["speedup"]["each"] == [1, 1, 1]
     assert row["variant"] == "2 processes, 2 slices"
-    assert row["efficiency"]["each"] == pytest.approx([0.5, 0.8, 0.8])
+    assert row["speedup"]["each"] == pytest.approx([1, 1.6, 1.6])
+    assert row["efficiency"]["each"] == pytest.approx([0.7, 0.8, 0.6])
+    assert alone["variant"] == "2 processes, 2 slices, no exchange"
+    assert alone["speedup"]["each"] == pytest.approx([2 / 1.4, 2, 8 / 3])
     assert row["share_of_step"]["each"] == pytest.approx([0.25, 0.2, 0.4])
     assert row["exchange_ms"]["packing"]["median"] == pytest.approx(250)
     assert row["bytes"]["2 (W - 1) / W of it"] == 100
@@ -98,7 +101,12 @@ def test_two_processes_are_measured(tmp_path: Path) -> None:
     ranks.main(processes=[2], slices=2, batch=2, px=32, steps=1, settings=[students], rounds=1, device="cpu", results=tmp_path)
     (path,) = tmp_path.glob("ranks-*.json")
     rows = {row["variant"]: row for row in json.loads(path.read_text())["rows"]}
-    assert list(rows) == ["1 process, 1 slice", "1 process, 2 slices", "2 processes, 2 slices"]
+    assert list(rows) == [
+        "1 process, 1 slice",
+        "1 process, 2 slices",
+        "2 processes, 2 slices",
+        "2 processes, 2 slices, no exchange",
+    ]
     two = rows["2 processes, 2 slices"]["bytes"]
     assert two["vector"] >= 4 * 700_000
     assert sum(two["sent, by call"].values()) == two["2 (W - 1) / W of it"]

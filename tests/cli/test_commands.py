@@ -288,6 +288,11 @@ def test_fit_train_evaluate_and_import(call: Call, tmp_path: Path, dataset: Data
     assert result.code == 0, result
     assert "teacher squeezenet1_0, 4 classes: validation top-1" in result.out
     failed(call(*fit), "already holds a teacher")
+    weights = (teacher / "weights.safetensors").read_bytes()
+    again = call(*fit, "--resume")
+    assert (again.code, again.out) == (0, result.out), again
+    assert (teacher / "weights.safetensors").read_bytes() == weights
+    failed(call(*fit, "--resume", "--set", "fit.lr=0.02"), "lr")
     cache, out = tmp_path / "cache", tmp_path / "run"
     assert call("cache", "build", recipe, "--data", dataset.path, "--teacher", teacher, "--out", cache).code == 0
     result = call("train", recipe, "--data", dataset.path, "--cache", cache, "--teacher", teacher, "--out", out)
@@ -298,6 +303,7 @@ def test_fit_train_evaluate_and_import(call: Call, tmp_path: Path, dataset: Data
     imported = tmp_path / "imported"
     result = call("teacher", "import", "--run", out, "--data", dataset.path, "--out", imported, "--recipe", recipe)
     assert result.code == 0, result
+    failed(call("teacher", "fit", recipe, "--data", dataset.path, "--out", imported, "--resume"), "already holds a teacher")
     assert TeacherFolder.open(imported).info.architecture == "squeezenet1_1"
     unfit = tmp_path / "w.safetensors"
     save_file(build("squeezenet1_1", 4, image_px=32, seed=0).state_dict(), unfit)

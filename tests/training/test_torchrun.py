@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import slurm
 from tests.cli import commands
 from tests.cli.commands import Command, Result
 from tests.timeouts import scaled, wait_until
@@ -325,4 +327,53 @@ def test_a_machine_that_joins(
     codes = first.code(), second.code()
     assert codes == (0, 0), first.text() + second.text()
     assert [len(each["hosts"]) for each in RunFolder.open(out).provenance["processes"]] == [2, 4]
+    same(out, uninterrupted)
+
+
+# --- SLURM
+
+
+def script_of_docs(arguments: list[str]) -> str:
+    """The page's batch script for two nodes of two processes on this machine, where the nodes' names are no hosts."""
+    page = (commands.ROOT / "docs" / "distributed.md").read_text()
+    script = page.split("```sh\n")[1].split("```")[0]
+    for of_page, here in (
+        (" --gpus-per-node=8", ""),
+        ("cpus-per-task=64", "cpus-per-task=2"),
+        ("torchrun --nnodes", f"{sys.executable} -m torch.distributed.run --nnodes"),
+        ("--nproc-per-node 8", "--nproc-per-node 2"),
+        ("$head:29500", f"127.0.0.1:{slurm.free_ports(1)[0]}"),
+    ):
+        assert of_page in script, of_page
+        script = script.replace(of_page, here)
+    begin, end = script.index("-m udkd train"), script.index(" &\n")
+    return script[:begin] + shlex.join(["-m", "udkd", *arguments]) + script[end:]
+
+
+@LONG
+def test_the_batch_script_of_the_docs(
+    tmp_path: Path, out: Path, arguments: Callable[..., list[str]], uninterrupted: Path
+) -> None:
+    """Requeued in the middle by hand, then by the signal that SLURM sends before the time limit; each time it goes on."""
+    if reason := slurm.missing():
+        pytest.skip(f"SLURM: {reason}")
+    log = tmp_path / "train.log"
+    with slurm.one_host_slurm() as cluster:
+        (tmp_path / "train.sh").write_text(script_of_docs(arguments(out)))
+        chdir, output = f"--chdir={commands.ROOT}", f"--output={log}"
+        job = cluster.call("sbatch", "--parsable", chdir, output, str(tmp_path / "train.sh")).strip()
+
+        def stop(*command: str) -> None:
+            before = step(out)
+            assert wait_until(lambda: step(out) > before or not cluster.unfinished(), 300), log.read_text()
+            cluster.call(*command, job)
+            assert wait_until(lambda: cluster.state(job).startswith("PENDING"), 120), cluster.state(job)
+            assert step(out) < STEPS * EPOCHS, log.read_text()
+
+        stop("scontrol", "requeue")
+        stop("scancel", "--batch", "--signal=USR1")
+        assert wait_until(lambda: not cluster.unfinished(), 600), log.read_text()
+        assert cluster.state(job) == "COMPLETED 0:0", log.read_text()
+    assert [len(each["hosts"]) for each in RunFolder.open(out).provenance["processes"]] == [4, 4, 4]
+    assert log.read_text().count("resumed at step") == 2
     same(out, uninterrupted)

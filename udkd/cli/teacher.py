@@ -54,14 +54,14 @@ def fit(
         settings += [f'fit.loss="{loss}"'] if loss else []
         teacher_recipe = load_recipe(recipe, settings).for_teacher()  # before the imports that take seconds
         from udkd.data.dataset import DatasetFolder
-        from udkd.teacher.folder import new_teacher
+        from udkd.teacher.folder import TeacherFolder, new_teacher
         from udkd.training.make_teacher import evaluate_and_write, from_run
         from udkd.training.run_folder import RunFolder
         from udkd.training.trainer import TrainJob, train
         from udkd.utils.environment import choose_device, set_cublas_workspace
 
         set_cublas_workspace(deterministic=teacher_recipe.train.deterministic)
-        locked = new_teacher(teacher) if group.is_main else contextlib.nullcontext()
+        locked = new_teacher(teacher, resume=resume) if group.is_main else contextlib.nullcontext()
         with locked, observed() as observer, stop_requests(announce=group.is_main) as stopped:
             job = TrainJob(
                 recipe=teacher_recipe,
@@ -75,9 +75,11 @@ def fit(
             )
             outcome = train(job)
             if outcome.finished and group.is_main:
-                dataset = DatasetFolder.open(data)
-                candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
-                _announce(evaluate_and_write(teacher, candidate, dataset, teacher_recipe, job.device, observer))
+                if not (teacher / "teacher.json").exists():
+                    dataset = DatasetFolder.open(data)
+                    candidate = from_run(RunFolder.open(teacher / "run"), None, [entry.wnid for entry in dataset.classes])
+                    evaluate_and_write(teacher, candidate, dataset, teacher_recipe, job.device, observer)
+                _announce(TeacherFolder.open(teacher))
     if group.is_main or not outcome.finished:
         print_outcome(outcome, teacher / "run", stopped.exit_code, announce=group.is_main)
 

@@ -137,11 +137,11 @@ def require_classes(what: str, stored: Sequence[str], wanted: Sequence[str], rem
 
 
 @contextlib.contextmanager
-def new_teacher(path: Path) -> Iterator[None]:
+def new_teacher(path: Path, *, resume: bool = False) -> Iterator[None]:
     """Lock a folder that is to become a teacher: two writers would mix the weights of one with the description of the other.
 
     A finished teacher is never overwritten, as caches depend on its weights. A folder that is still empty at the end is
-    removed. RunError: the path is a file, or already a teacher, dataset, run or cache.
+    removed. resume: a teacher that was trained there, by the run in path/run, is no error. RunError: the path is a file, or already a teacher, dataset, run or cache.
     BusyError: another process makes one there.
     """
     if path.exists() and not path.is_dir():
@@ -150,7 +150,7 @@ def new_teacher(path: Path) -> Iterator[None]:
     try:
         require_no_other(path, "teacher")
         with FolderLock(path):
-            if (path / "teacher.json").exists():
+            if (path / "teacher.json").exists() and not (resume and (path / "run").is_dir()):
                 raise RunError(f"{path} already holds a teacher; expected a new folder; choose another or remove it")
             yield
     finally:
