@@ -141,8 +141,8 @@ def new_teacher(path: Path, *, resume: bool = False) -> Iterator[None]:
     """Lock a folder that is to become a teacher: two writers would mix the weights of one with the description of the other.
 
     A finished teacher is never overwritten, as caches depend on its weights. A folder that is still empty at the end is
-    removed. resume: a teacher that was trained there, by the run in path/run, is no error. RunError: the path is a file, or already a teacher, dataset, run or cache.
-    BusyError: another process makes one there.
+    removed. resume: a teacher that the run in path/run trained is no error.
+    RunError: the path is a file, or already a teacher, dataset, run or cache. BusyError: another process makes one there.
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; expected a new folder; choose another")
