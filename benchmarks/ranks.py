@@ -96,7 +96,7 @@ def main(
         vector_bytes = max(each[0].get("vector", 0) for each in measured.values())
         result.facts["model, not measured"] = model(vector_bytes or 54.5e6)
         result.write(results)
-    draw(results, f"ranks-{result.slug}", lambda figure, palette: _plot(result, figure, palette))
+    draw(results, f"ranks-{result.slug}", lambda figure, palette: _plot(result, figure, palette), height=3.6)
 
 
 def powers_of_two(limit: int) -> list[int]:
@@ -197,11 +197,12 @@ def modelled_exchange_s(vector_bytes: float, machines: int, wire: float) -> floa
 
 
 def _plot(result: BenchmarkResult, figure: Figure, palette: Palette) -> None:
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    left, right = figure.subplots(1, 2, width_ratios=(5, 4))
     rows = result.rows
     spans = [(row["speedup"]["min"], row["speedup"]["max"]) for row in rows]
     values = [row["speedup"]["median"] for row in rows]
-    bars(left, palette, [row["variant"] for row in rows], values, unit="images/s over one process", spans=spans)
+    names = [row["variant"].replace(NO_EXCHANGE, NO_EXCHANGE.replace(" ", "\n", 1)) for row in rows]
+    bars(left, palette, names, values, unit="images/s over one process", spans=spans)
     left.set_title(f"measured: {result.settings['px']} px, {result.settings['batch']} images a slice")
     _plot_model(result.facts["model, not measured"]["estimates"], right, palette)
 
@@ -210,14 +211,13 @@ def _plot_model(estimates: Sequence[Mapping[str, Any]], axes: Axes, palette: Pal
     kinds = list(dict.fromkeys((each["gpus"], each["network"]) for each in estimates))
     for index, (gpus, network) in enumerate(kinds):
         chosen = [each for each in estimates if (each["gpus"], each["network"]) == (gpus, network)]
-        name = f"{gpus} GPUs" + (f", {network}" if "Ethernet" in network else "")
         batches, values = [each["batch"] for each in chosen], [each["efficiency"] for each in chosen]
-        axes.plot(batches, values, marker=MARKERS[index], color=palette.student(index), label=name)
+        axes.plot(batches, values, marker=MARKERS[index], color=palette.student(index), label=f"{gpus}, {network}")
     batches = sorted({each["batch"] for each in estimates})
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("images a GPU")
     axes.set_ylabel("efficiency")
-    axes.set_title("a model, not measured: H200")
-    axes.legend(loc="center right", bbox_to_anchor=(1, 0.66))
+    axes.set_title("a model of H200, not measured")
+    axes.legend(title="GPUs, network", loc="center right", bbox_to_anchor=(1, 0.64), fontsize=8, title_fontsize=8)

@@ -179,7 +179,7 @@ def _processes(key: str) -> Callable[[Results], str | None]:
     """A fraction of every measured number of processes and slices but the plain step's."""
 
     def read(results: Results) -> str | None:
-        rows = [row for row in results["ranks"]["rows"] if key in row and row["slices"] > 1]
+        rows = [row for row in results["ranks"]["rows"] if key in row and "exchange_ms" in row]
         return "; ".join(f"{row[key]['median']:.2f} ({row['variant']})" for row in rows)
 
     return read
