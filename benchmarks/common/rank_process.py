@@ -153,33 +153,41 @@ def sent_in_a_step(step: Callable[[], object]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def counted_calls() -> Iterator[Counter[str]]:
-    """Within the block, count the bytes that this process's collectives of the default group send, by their names.
+    """Within the block, count the bytes that this process sends in the default group, by the function that sends them.
 
-    vector: of the largest tensor given to all_to_all_single.
+    vector: bytes of what Exchange.sum was given.
     """
     calls: Counter[str] = Counter()
     others = dist.get_world_size() - 1
 
+    def isend(tensor: Tensor, *rest: Any, **options: Any) -> Any:
+        calls["isend"] += tensor.nbytes
+        return originals["isend"](tensor, *rest, **options)
+
     def all_to_all(output: Tensor, input: Tensor, *rest: Any, **options: Any) -> Any:
         calls["all_to_all"] += input.nbytes * others // (others + 1)
-        calls["vector"] = max(calls["vector"], input.nbytes)
         return originals["all_to_all_single"](output, input, *rest, **options)
 
     def all_gather(name: str, output: Tensor, input: Tensor, *rest: Any, **options: Any) -> Any:
         calls["all_gather"] += input.nbytes * others
         return originals[name](output, input, *rest, **options)
 
+    def exchange_sum(exchange: Exchange, vector: Tensor) -> None:
+        calls["vector"] += vector.nbytes
+        originals["sum"](exchange, vector)
+
     gathers = [name for name in ("all_gather_single", "all_gather_into_tensor") if hasattr(dist, name)]
-    wrappers: dict[str, Any] = {"all_to_all_single": all_to_all}
+    wrappers: dict[str, Any] = {"isend": isend, "all_to_all_single": all_to_all, "sum": exchange_sum}
     wrappers |= {name: functools.partial(all_gather, name) for name in gathers}
-    originals = {name: getattr(dist, name) for name in wrappers}
+    owners = {name: Exchange if name == "sum" else dist for name in wrappers}
+    originals = {name: getattr(owners[name], name) for name in wrappers}
     try:
         for name, wrapper in wrappers.items():
-            setattr(dist, name, wrapper)
+            setattr(owners[name], name, wrapper)
         yield calls
     finally:
         for name, original in originals.items():
-            setattr(dist, name, original)
+            setattr(owners[name], name, original)
 
 
 def tcp_bytes_sent() -> int:

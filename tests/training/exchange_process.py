@@ -16,11 +16,11 @@ from tests.training.slice_inputs import COUNTS, LIKE, MORE, slice_tensors
 from udkd.training.exchange import Exchange, SliceVectors
 from udkd.utils.workers import WorkerGroup
 
-SENDING = ("all_to_all_single", "all_gather_single", "all_gather_into_tensor", "all_reduce", "broadcast")
+SENDING = ("isend", "all_to_all_single", "all_gather_single", "all_gather_into_tensor", "all_reduce", "broadcast")
 
 
 class Recorder:
-    """Counts the bytes that this process sends to others through torch.distributed's collectives."""
+    """Counts the bytes that this process sends to others through torch.distributed."""
 
     def __init__(self) -> None:
         self.sent: dict[str, int] = {}
@@ -31,7 +31,7 @@ class Recorder:
         def recorded(first: torch.Tensor, *arguments: Any, group: Any = None, **options: Any) -> Any:
             own = arguments[0] if arguments else first  # what a process sends is the second argument, or the only one
             others = dist.get_world_size(group) - 1
-            share = others / (others + 1) if name == "all_to_all_single" else others
+            share = {"isend": 1, "all_to_all_single": others / (others + 1)}.get(name, others)
             self.sent[name] = self.sent.get(name, 0) + int(own.nbytes * share)
             return real(first, *arguments, group=group, **options)
 

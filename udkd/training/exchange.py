@@ -67,6 +67,7 @@ class Exchange:
         self.by_student = parallel == "students" and group.size > 1
         self._requests = requests
         self._levels: list[Any] = []
+        self._shares: dict[int, Tensor] = {}
         self._wire = device
         if group.size > 1:
             self._connect()
@@ -160,9 +161,15 @@ class Exchange:
 
     def _sum(self, vector: Tensor, levels: Sequence[Any]) -> None:
         group, *more = levels
-        shares = torch.empty_like(vector)
-        dist.all_to_all_single(shares, vector, group=group)
-        own = tree_sum(list(shares.view(dist.get_world_size(group), -1).unbind()))
+        shares = self._shares.get(len(levels))
+        if shares is None or shares.shape != vector.shape:  # kept: fresh memory takes as long as the exchange
+            shares = self._shares[len(levels)] = torch.empty_like(vector)
+        size = dist.get_world_size(group)
+        if dist.get_backend(group) == "gloo":
+            _swap(vector.view(size, -1), shares.view(size, -1), group)
+        else:
+            dist.all_to_all_single(shares, vector, group=group)
+        own = tree_sum(list(shares.view(size, -1).unbind()))
         if more:
             self._sum(own, more)
         _all_gather(vector, own, group)
@@ -283,10 +290,24 @@ def contact() -> Iterator[None]:
         ) from None
 
 
+def _swap(parts: Tensor, received: Tensor, group: Any) -> None:
+    """Send row i of `parts` to process i of a group and receive its row for this one: Gloo's all_to_all, without its copies."""
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    work: list[Any] = []
+    for distance in range(1, size):
+        to, source = (rank + distance) % size, (rank - distance) % size
+        work.append(dist.irecv(received[source], group=group, group_src=source))
+        work.append(dist.isend(parts[to], group=group, group_dst=to))
+    received[rank].copy_(parts[rank])
+    for each in work:
+        each.wait()
+
+
 def _all_gather(vector: Tensor, own: Tensor, group: Any) -> None:
     """all_gather of equal parts into one vector."""
     if dist.get_backend(group) == "gloo":  # whose all_gather takes three times as long
-        dist.all_to_all_single(vector, own.repeat(dist.get_world_size(group)), group=group)
+        size = dist.get_world_size(group)
+        _swap(own.expand(size, -1), vector.view(size, -1), group)
         return
     # PyTorch 2.14 deprecates the older name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
