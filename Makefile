@@ -23,7 +23,8 @@ test: install
 
 # What takes several processes a while: every kind of step, kills, lost machines, SLURM. 20 minutes on two quiet cores.
 test-processes: install
-	UDKD_LONG_TESTS=1 $(PYTEST) -m long --durations=15 $(addprefix tests/,training/test_processes.py training/test_torchrun.py study/test_submit.py)
+	UDKD_LONG_TESTS=1 $(PYTEST) -m long --durations=15 tests/benchmarks/test_ranks.py tests/study/test_submit.py \
+		$(addprefix tests/training/test_,processes.py slices.py torchrun.py with_processes.py)
 
 # Adds the variants that `make test` skips as long, and new random examples, for as long as that takes.
 test-long: install

@@ -1,6 +1,5 @@
 """Runs of several processes that a program starts itself, as `udkd study --nproc-per-run` does."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ CPU = torch.device("cpu")
 SLICED = ("train.slices=2", "train.epochs=2")
 
 
-@pytest.mark.skipif("UDKD_LONG_TESTS" not in os.environ, reason="long: starts torchrun twice")
+@pytest.mark.long
 def test_stopped_and_resumed_it_ends_in_the_bits_of_one_process(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     job = TrainJob(recipe=small_recipe(*SLICED), data=dataset.path, out=tmp_path / "one", device=CPU, cache=cache)
     train(job)
@@ -35,6 +34,7 @@ def test_stopped_and_resumed_it_ends_in_the_bits_of_one_process(tmp_path: Path, 
     assert not any("torch/distributed" in line or "Traceback" in line for line in notes.lines)
 
 
+@pytest.mark.long
 def test_their_error_is_raised(tmp_path: Path, dataset: DatasetFolder, cache: Path) -> None:
     job = TrainJob(recipe=small_recipe(*SLICED), data=dataset.path, out=tmp_path / "run", device=CPU, cache=tmp_path / "none")
     with pytest.raises(RunError, match="none: no such folder; expected a finished teacher cache"):
