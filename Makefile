@@ -21,7 +21,7 @@ test: install
 	@echo "$(BIN)/mypy, beside the tests"; $(BIN)/mypy >.venv/mypy.log 2>&1 & types=$$!; \
 	$(PYTEST) --durations=15; tests=$$?; wait $$types; types=$$?; cat .venv/mypy.log; exit $$((tests | types))
 
-# What takes several processes a while: every kind of step, kills, lost machines, SLURM. 20 minutes on two quiet cores.
+# The long tests of several processes: every kind of step, kills, lost machines, SLURM. 20 minutes on two quiet cores.
 test-processes: install
 	UDKD_LONG_TESTS=1 $(PYTEST) -m long --durations=15 tests/benchmarks/test_ranks.py tests/study/test_submit.py \
 		$(addprefix tests/training/test_,processes.py slices.py torchrun.py with_processes.py)

@@ -354,7 +354,7 @@ def script_of_docs(arguments: list[str]) -> str:
 def test_the_batch_script_of_the_docs(
     tmp_path: Path, out: Path, arguments: Callable[..., list[str]], uninterrupted: Path
 ) -> None:
-    """Requeued in the middle by hand, then by the signal that SLURM sends before the time limit; each time it goes on."""
+    """Requeued by hand during training, then by the signal SLURM sends before the time limit; it resumes each time."""
     if reason := slurm.missing():
         pytest.skip(f"SLURM: {reason}")
     log = tmp_path / "train.log"

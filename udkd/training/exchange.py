@@ -164,12 +164,9 @@ class Exchange:
         shares = self._shares.get(len(levels))
         if shares is None or shares.shape != vector.shape:  # kept: fresh memory takes as long as the exchange
             shares = self._shares[len(levels)] = torch.empty_like(vector)
-        size = dist.get_world_size(group)
-        if dist.get_backend(group) == "gloo":
-            _swap(vector.view(size, -1), shares.view(size, -1), group)
-        else:
-            dist.all_to_all_single(shares, vector, group=group)
-        own = tree_sum(list(shares.view(size, -1).unbind()))
+        rows = shares.view(dist.get_world_size(group), -1)
+        _all_to_all(rows, vector.view_as(rows), group)
+        own = tree_sum(list(rows.unbind()))
         if more:
             self._sum(own, more)
         _all_gather(vector, own, group)
@@ -290,9 +287,12 @@ def contact() -> Iterator[None]:
         ) from None
 
 
-def _swap(parts: Tensor, received: Tensor, group: Any) -> None:
-    """Send row i of `parts` to process i of a group and receive its row for this one: Gloo's all_to_all, without its copies."""
-    size, rank = dist.get_world_size(group), dist.get_rank(group)
+def _all_to_all(received: Tensor, parts: Tensor, group: Any) -> None:
+    """Send row i of `parts` to process i of a group and receive its row for this one."""
+    if dist.get_backend(group) != "gloo":
+        dist.all_to_all_single(received, parts, group=group)
+        return
+    size, rank = dist.get_world_size(group), dist.get_rank(group)  # Gloo's own takes longer
     work: list[Any] = []
     for distance in range(1, size):
         to, source = (rank + distance) % size, (rank - distance) % size
@@ -307,7 +307,7 @@ def _all_gather(vector: Tensor, own: Tensor, group: Any) -> None:
     """all_gather of equal parts into one vector."""
     if dist.get_backend(group) == "gloo":  # whose all_gather takes three times as long
         size = dist.get_world_size(group)
-        _swap(own.expand(size, -1), vector.view(size, -1), group)
+        _all_to_all(vector.view(size, -1), own.expand(size, -1), group)
         return
     # PyTorch 2.14 deprecates the older name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
